@@ -62,7 +62,11 @@ def main() -> None:
         # Usage errors, --help and interrupts end inside, each with its own exit status.
         build_app()()
     except LadaError as error:
-        Console(stderr=True, soft_wrap=True).print(
-            f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
-        )
+        # Imported here: settings and formats are for commands that run.
+        from lada_secure.logs import tell_failure
+
+        if not tell_failure(error):
+            Console(stderr=True, soft_wrap=True).print(
+                f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
+            )
         sys.exit(error.exit_status)

@@ -77,3 +77,7 @@ class TransportError(LadaError):
     """Wraps every foreign exception of sockets, disks and databases."""
 
     code = "transport"
+
+
+class DiskError(TransportError):
+    """A party's own disk cannot be written, or not be read: full, read-only, not permitted."""

@@ -6,6 +6,7 @@ Nothing runs this module. A name stands here with who uses it; what nobody uses 
 
 # Written to JSON files, whose readers are people and other programs.
 _.coordinator_cpu_s
+_.computing_s
 _.coordinator_peak_bytes
 _.epsilon_left
 _.key_renewals
@@ -15,8 +16,11 @@ _.measured_in_run
 _.messages_down
 _.messages_up
 _.notes
+_.once_down_bytes
+_.once_up_bytes
 _.resumed_at_step
 _.schema_version
+_.texts_bytes
 
 # Set for others to read: tokenizers, transformers, jinja2, TenSEAL, mpmath, typer.
 _.__doc__
@@ -83,3 +87,6 @@ _.text_factory
 _.is_loaded_in_4bit
 _.is_loaded_in_8bit
 _.support_avx512bf16_for_cpu
+
+# Called by brackets alone.
+_.__getitem__

@@ -28,7 +28,7 @@ import numpy.typing as npt
 from lada_secure.arrays import BoolArray, FloatArray, IntArray, float_vector, frozen, index_vector
 from lada_secure.errors import ParameterError
 
-SampleValue: TypeAlias = Literal["score", "band", "gap", "gain"]
+SampleValue: TypeAlias = Literal["score", "gap", "gain"]
 
 # Confidences are read in steps of this size: another batch size rounds them by less.
 CONFIDENCE_STEP = 2.0**-10
@@ -68,7 +68,6 @@ def sample_values(
     form | value | reads as
     ---|---|---
     score | s | the LLM is right and sure, in a cell that matters
-    band | s 4 p (1 - p) | and the SLM is in two minds
     gap | s where the SLM's answer is not the gold one, else 0 | and the SLM is wrong
     gain | s (1 - p) | the expected gain: by how much the SLM may still rise
 
@@ -84,13 +83,8 @@ def sample_values(
         raise ParameterError(
             f"sample value {form}: expected the SLM's answers to {len(wanted)} samples, got {known}"
         )
-    p = slm.confidence
-    factors: dict[SampleValue, FloatArray] = {
-        "band": 4.0 * p * (1.0 - p),
-        "gap": np.where(slm.right, 0.0, 1.0),
-        "gain": 1.0 - p,
-    }
-    values: FloatArray = wanted * factors[form]
+    lacking = 1.0 - slm.confidence if form == "gain" else np.where(slm.right, 0.0, 1.0)
+    values: FloatArray = wanted * lacking
     return values
 
 

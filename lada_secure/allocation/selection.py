@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import numpy as np
 import numpy.typing as npt
 
@@ -58,30 +56,14 @@ def pick_by_cluster(
 def cluster_quotas(shares: npt.ArrayLike, quota: int, *, available: npt.ArrayLike) -> IntArray:
     """Split a quota over clusters in proportion to their shares (largest remainders).
 
-    Args: shares: (C,) >= 0. available: (C,) samples that each cluster has. See `split_quota`.
-    """
-    return split_quota("cluster", shares, quota, available=available, whole=_largest_remainders)
-
-
-def split_quota(
-    what: str,
-    shares: npt.ArrayLike,
-    quota: int,
-    *,
-    available: npt.ArrayLike,
-    whole: Callable[[FloatArray, int], IntArray],
-) -> IntArray:
-    """Split a quota in proportion to shares, as far as there is room.
-
-    Args: what: for messages. shares: (k,) >= 0, any scale; all zero counts as equal. quota: samples
-        to split, >= 0. available: (k,) samples that there are. whole: of weights, some above 0, and
-        a quota, whole numbers that sum to it.
-    Returns: (k,) int64, at most `available` each; what one cannot take goes to the others with a
+    Args: shares: (C,) >= 0, any scale; all zero counts as equal. quota: samples to split, >= 0.
+        available: (C,) samples that each cluster has.
+    Returns: (C,) int64, at most `available` each; what one cannot take goes to the others with a
         share, then to any. Sums to min(quota, samples available).
     """
     at_least(0, quota=quota)
-    weights = float_vector(f"{what} shares", shares, low=0.0)
-    rooms = index_vector(f"available per {what}", available, below=2**31, length=len(weights))
+    weights = float_vector("cluster shares", shares, low=0.0)
+    rooms = index_vector("available per cluster", available, below=2**31, length=len(weights))
     given = np.zeros(len(weights), dtype=np.int64)
     left = min(quota, int(rooms.sum()))
     while left > 0:
@@ -89,7 +71,7 @@ def split_quota(
         active = np.where(room > 0, weights, 0.0)
         if active.sum() <= 0.0:
             active = (room > 0).astype(np.float64)
-        step = np.minimum(whole(active, left), room)
+        step = np.minimum(_largest_remainders(active, left), room)
         given += step
         left -= int(step.sum())
     return given

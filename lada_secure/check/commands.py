@@ -104,6 +104,10 @@ def role_of(file: Path, named: str | None, roles: Mapping[str, RoleChecks]) -> R
     """
     if named is not None and named not in roles:
         raise ParameterError(f"--role: expected one of {', '.join(roles)}, got {named!r}")
+    if file.is_dir():
+        within = sorted(one.name for one in file.glob("*.toml"))
+        told = f"it holds {', '.join(within)}" if within else "there is no settings file in it"
+        raise ParameterError(f"{file}: is a folder; name a settings file, {told}")
     keys = set(parse_table(read_file(file), where=str(file)))
     shown = {name: sorted(one.marks & keys) for name, one in roles.items() if one.marks & keys}
     if named is not None and (named in shown or not shown):

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
@@ -17,8 +14,6 @@ app = typer.Typer(
     help="Turn tables of your own into records, and look at what became of every row.",
     no_args_is_help=True,
 )
-# Where no terminal can show a line that changes.
-_TELL_EVERY_S: Final = 10.0
 
 SourceArgument = Annotated[
     str,
@@ -65,6 +60,7 @@ def import_(
     same bytes. Exit status: 0 imported, 1 too many rejects or a failing disk or database, 2 the
     mapping or the file is not as it must be.
     """
+    from lada_secure.data.importing.progress import shown_rows
     from lada_secure.data.importing.reports import sentences
     from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
 
@@ -79,7 +75,7 @@ def import_(
         near=near,
     )
     try:
-        with _shown_progress() as progress:
+        with shown_rows() as progress:
             told = run_import(request, progress=progress)
     except ImportRefused as error:
         told = error.told
@@ -138,29 +134,3 @@ def map_(
     guessed = [f"guessed: {one}" for one in guess.guessed]
     lines = [*guessed, *(f"open: {one}" for one in guess.open)]
     answer(facts, (*lines, f"written to {out}; read it before you import"), as_json=as_json)
-
-
-@contextmanager
-def _shown_progress() -> Iterator[Any]:
-    """How many rows are done, on standard error."""
-    console = Console(stderr=True, highlight=False)
-    status = console.status("reading ...") if console.is_terminal else None
-    began = told = time.monotonic()
-
-    def progress(rows: int) -> None:
-        nonlocal told
-        now = time.monotonic()
-        said = f"{rows:,} rows, {rows / max(now - began, 1e-9):,.0f} a second"
-        if status is not None:
-            status.update(f"{said} ...")
-        elif now - told >= _TELL_EVERY_S:
-            told = now
-            console.print(said)
-
-    if status is not None:
-        status.start()
-    try:
-        yield progress
-    finally:
-        if status is not None:
-            status.stop()

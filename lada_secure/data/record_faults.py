@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 from lada_secure.data.prompts import MAX_CHOICES
+from lada_secure.data.tasks import Task, parse_task, task_faults
 from lada_secure.errors import ParameterError
 
 MAX_LINE_BYTES: Final = 64 * 1024
@@ -53,13 +54,14 @@ def _object(pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
 
 
 def parse_rows(
-    raw: bytes, wanted: Wanted, *, id_is_public: bool
+    raw: bytes, wanted: Wanted, optional: Wanted, *, id_is_public: bool
 ) -> tuple[dict[int, Fields], tuple[Fault, ...]]:
     """Parse JSON Lines.
 
-    Args: id_is_public: whether a repeated id may be named.
-    Returns: the fields of every line of the right form, by its number, `choices` as a tuple; and
-        all faults by line, those of what such a line says included.
+    Args: optional: keys that a line may have as well. id_is_public: whether a repeated id may be
+        named.
+    Returns: the fields of every line of the right form, by its number, `choices` as a tuple and
+        `task` as a `Task`; and all faults by line, those of what such a line says included.
     """
     rows: dict[int, Fields] = {}
     faults: list[Fault] = []
@@ -73,8 +75,10 @@ def parse_rows(
     if not raw.strip():
         faults.append(Fault(line=None, what="holds no line; at least one is needed"))
         raw = b""
+    if another := _another_form(raw):
+        return {}, (*faults, Fault(line=None, what=another))
     for line, text in enumerate(raw.splitlines(), start=1):
-        fields = _fields(text, wanted)
+        fields = _fields(text, wanted, optional)
         if isinstance(fields, str):
             faults.append(Fault(line=line, what=fields))
         else:
@@ -83,7 +87,19 @@ def parse_rows(
     return rows, tuple(sorted(faults, key=lambda fault: fault.line or 0))
 
 
-def _fields(text: bytes, wanted: Wanted) -> Fields | str:
+def _another_form(raw: bytes) -> str:
+    """What a file is that holds no JSON Lines at all; empty where it may."""
+    # Told once: otherwise every line would be told.
+    advice = "`lada data import` makes such a file of tables and lists"
+    if raw.lstrip().startswith(b"[") and raw.rstrip().endswith(b"]"):
+        return f"is one JSON list; expected one JSON object a line, {advice}"
+    lines = raw.splitlines()
+    if len(lines) > 1 and not any(line.lstrip().startswith(b"{") for line in lines):
+        return f"has no line that begins an object; expected one JSON object a line, {advice}"
+    return ""
+
+
+def _fields(text: bytes, wanted: Wanted, optional: Wanted) -> Fields | str:
     """The fields of a line, or what is wrong with it."""
     if len(text) > MAX_LINE_BYTES:
         return f"has {len(text)} bytes, at most {MAX_LINE_BYTES}"
@@ -101,23 +117,34 @@ def _fields(text: bytes, wanted: Wanted) -> Fields | str:
         return "is not JSON that can be read"
     if not isinstance(row, dict):
         return f"is {_JSON_NAMES[type(row)]}, expected an object"
-    return _wrong_fields(row, wanted) or {**row, "choices": tuple(row["choices"])}
+    wrong = _wrong_fields(row, wanted, optional)
+    if wrong is not None:
+        return wrong
+    fields: dict[str, object] = {**row, "choices": tuple(row["choices"])}
+    if "task" in row:
+        try:
+            fields["task"] = parse_task(row["task"])
+        except ParameterError as error:
+            return str(error)
+    return fields
 
 
-def _wrong_fields(row: Mapping[str, Any], wanted: Wanted) -> str | None:
+def _wrong_fields(row: Mapping[str, Any], wanted: Wanted, optional: Wanted) -> str | None:
     missing = [name for name in wanted if name not in row]
-    unknown = len(set(row) - set(wanted))
+    unknown = len(set(row) - set(wanted) - set(optional))
     if missing or unknown:
         wrong = [f"lacks {', '.join(missing)}"] if missing else []
         wrong += [f"has {unknown} unknown key(s)"] if unknown else []
         return f"{' and '.join(wrong)}; expected the keys {', '.join(wanted)}"
-    for name, kinds in wanted.items():
-        if not isinstance(row[name], kinds):
+    for name, kinds in (*wanted.items(), *optional.items()):
+        if name in row and not isinstance(row[name], kinds):
             expected = " or ".join(_JSON_NAMES[kind] for kind in kinds)
             return f"{name} is {_JSON_NAMES[type(row[name])]}, expected {expected}"
     if not all(isinstance(choice, str) for choice in row["choices"]):
         return "choices holds something else than texts"
     for name, value in row.items():
+        if isinstance(value, dict):
+            continue
         texts = value if isinstance(value, list) else [value or ""]
         try:
             "".join(texts).encode("utf-8")
@@ -144,10 +171,14 @@ def _content_faults(
 
 
 def _question_faults(fields: Fields) -> Iterator[str]:
-    answer, choices = str(fields["answer"]), fields["choices"]
-    for name in ("question", "answer", "rationale"):
+    answer, choices, task = str(fields["answer"]), fields["choices"], fields.get("task")
+    for name in ("question", "answer", "rationale", "licence", "source"):
         if isinstance(fields.get(name), str) and not str(fields[name]).strip():
             yield f"{name} is empty"
+    if isinstance(task, Task) and isinstance(choices, tuple):
+        unfit = task_faults(task, choices, answer)
+        if unfit is not None:
+            yield unfit
     if not isinstance(choices, tuple) or not choices:
         if len(answer.splitlines()) > 1:
             yield "the answer of an open question must stand in one line"

@@ -57,10 +57,10 @@ class Verifier:
         if self.rule == "exact":
             return given == gold
         if self.rule == "numeric":
-            read, wanted = _number(given), _number(gold)
+            read, wanted = read_number(given), read_number(gold)
             if read is not None and wanted is not None:
                 return read[1] == wanted[1] and self._near(read[0], wanted[0])
-        return _normalised(given) == _normalised(gold)
+        return normalised(given) == normalised(gold)
 
     def _near(self, read: Decimal, wanted: Decimal) -> bool:
         # Without a tolerance digits count, also those that no float holds.
@@ -80,12 +80,14 @@ def _folded(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-def _normalised(text: str) -> str:
+def normalised(text: str) -> str:
+    """A text without case, Unicode variants, double spaces, and punctuation at both ends."""
     return _folded(text).strip(_AT_THE_EDGES)
 
 
-def _number(text: str) -> tuple[Decimal, str] | None:
-    """The number that a text starts with, and what stands behind it; None where there is none."""
+def read_number(text: str) -> tuple[Decimal, str] | None:
+    """The number that a text starts with, and the unit behind it as `normalised` has it; None where
+    there is none."""
     plain = _folded(text).translate(_UNUSUAL_SIGNS).lstrip(_BEFORE_A_NUMBER)
     found = _NUMBER.match(plain)
     if found is None:

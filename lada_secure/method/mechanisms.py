@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from lada_secure.allocation.cells import CellGrid
-from lada_secure.allocation.draws import SampleRule
+from lada_secure.allocation.gap import SampleValue
 from lada_secure.allocation.statistics_parameters import StatisticsParameters
 from lada_secure.allocation.strategies import STRATEGIES, strategy
 from lada_secure.allocation.valuation_gains import ValuationParameters
@@ -50,20 +50,15 @@ def statistics_parameters(plan: MethodPlan) -> StatisticsParameters:
     )
 
 
-def sample_rule(plan: MethodPlan) -> SampleRule:
-    """What a sample is worth to a site, and how it draws samples within its quota."""
-    part = plan.allocation
-    return SampleRule(
-        value=part.sample_value or "score",
-        draw=part.draw or "top",
-        known_share=part.known_share or 0.0,
-    )
+def sample_value(plan: MethodPlan) -> SampleValue:
+    """What a sample is worth to a site."""
+    return plan.allocation.sample_value or "score"
 
 
 def reads_slm(plan: MethodPlan) -> bool:
     """Whether what a site asks for follows from what its SLM makes of the pool."""
     known = STRATEGIES.get(plan.allocation.strategy)
-    return sample_rule(plan).reads_slm or (known is not None and known.reads_slm)
+    return sample_value(plan) != "score" or (known is not None and known.reads_slm)
 
 
 def valuation_parameters(plan: MethodPlan) -> ValuationParameters | None:
@@ -185,7 +180,7 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
         "statistics": lambda: statistics_parameters(plan),
         "training": lambda: privacy_parameters(plan),
         "distillation": lambda: loss_settings(plan.distillation),
-        "allocation": lambda: (cell_grid(plan), _order_of_samples(plan)),
+        "allocation": lambda: _order_of_samples(plan),
         "guide.trials": lambda: valuation_parameters(plan),
         "privacy": lambda: _within_cap(plan),
     }
@@ -200,14 +195,14 @@ def plan_inconsistencies(plan: MethodPlan) -> tuple[str, ...]:
     return tuple(faults)
 
 
-def _order_of_samples(plan: MethodPlan) -> SampleRule:
-    found, cells = sample_rule(plan), strategy(plan.allocation.strategy)
-    if cells.sample_order == "random" and found != SampleRule():
+def _order_of_samples(plan: MethodPlan) -> None:
+    cell_grid(plan)
+    value, cells = sample_value(plan), strategy(plan.allocation.strategy)
+    if cells.sample_order == "random" and value != "score":
         raise ParameterError(
-            f"strategy {cells.name} draws at random: leave out sample_value, draw and known_share, "
-            "or name another strategy"
+            f"strategy {cells.name} draws at random: leave out sample_value, or name another "
+            "strategy"
         )
-    return found
 
 
 def _rates(plan: MethodPlan) -> None:
@@ -220,5 +215,6 @@ def _within_cap(plan: MethodPlan) -> None:
     if not needed <= plan.privacy.epsilon_cap:
         raise ParameterError(
             f"epsilon_cap: its {plan.rounds} rounds would spend epsilon {needed:.3f}, above its "
-            f"own cap of {plan.privacy.epsilon_cap}"
+            f"own cap of {plan.privacy.epsilon_cap}; take more noise, fewer rounds or steps, or a "
+            "higher cap"
         )

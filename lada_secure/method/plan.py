@@ -13,7 +13,6 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
-from lada_secure.allocation.draws import DrawName
 from lada_secure.allocation.gap import SampleValue
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
@@ -170,10 +169,10 @@ class ReferenceModelPlan(PlanPart):
 
 
 class AllocationPlan(PlanPart):
-    """Steps 6 to 8: cells, filter, quota, and how samples are drawn within it.
+    """Steps 6 to 8: cells, filter, quota, and what a sample is worth within it.
 
-    sample_value, draw, known_share: None, and left out of the bytes, for "score", "top" and 0; see
-    `lada_secure.allocation.draws.SampleRule`. fallback, least_llm_right: likewise, for "on" and
+    sample_value: None, and left out of the bytes, for "score"; see
+    `lada_secure.allocation.gap.sample_values`. fallback, least_llm_right: likewise, for "on" and
     1/2; see `lada_secure.allocation.fallback_causes`.
     """
 
@@ -186,8 +185,6 @@ class AllocationPlan(PlanPart):
     screen_low: Share
     screen_high: Share
     sample_value: SampleValue | None = None
-    draw: DrawName | None = None
-    known_share: Share | None = None
     fallback: Literal["on", "off"] | None = None
     least_llm_right: Share | None = None
 

@@ -12,16 +12,21 @@ import numpy as np
 
 from lada_secure.allocation.agreement import cell_agreement
 from lada_secure.allocation.data_valuation import ClusterUsefulness, cell_usefulness, usefulness
-from lada_secure.allocation.draws import Eligible, SampleRule, draw_samples
 from lada_secure.allocation.fallback import Fallback
 from lada_secure.allocation.fallback_causes import unfounded_choice
-from lada_secure.allocation.gap import SlmKnowledge, cell_means, smoothed
+from lada_secure.allocation.gap import SlmKnowledge, cell_means, sample_values, smoothed
 from lada_secure.allocation.reward_model import CellBeliefs, forecast
-from lada_secure.allocation.selection import SMALLEST_SCORE, cluster_utilities, read_scores
+from lada_secure.allocation.selection import (
+    SMALLEST_SCORE,
+    cluster_quotas,
+    cluster_utilities,
+    pick_by_cluster,
+    read_scores,
+)
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.allocation.strategies import CellView, cell_utilities, strategy
 from lada_secure.arrays import FloatArray, IntArray
-from lada_secure.method.mechanisms import cell_grid, sample_rule
+from lada_secure.method.mechanisms import cell_grid, sample_value
 from lada_secure.method.plan import MethodPlan
 from lada_secure.method.site_state import SiteState
 
@@ -117,7 +122,6 @@ def pick_samples(
     scores: FloatArray,
     *,
     pool_clusters: IntArray,
-    answer_strata: IntArray,
     round_id: int,
     slm: SlmKnowledge | None = None,
 ) -> tuple[int, ...]:
@@ -126,17 +130,20 @@ def pick_samples(
     Round 0 splits the quota over clusters by noised mass, but for strategies that know their
     utilities by then, and for picks at random, which that would make the strategy "domain"; some
     strategies split it by utility in every round; the others pick over the whole pool. So do all
-    where topics must decide nothing, and then at random, unless what the SLM lacks decides.
+    where topics must decide nothing, and then at random, unless what the SLM lacks decides. What is
+    worth nothing by what the SLM lacks is not asked for; by "score" every passing sample may be.
+
+    All randomness is public: fixed by the plan's seed and the round, the same for all sites, and a
+    site that is started again picks the same.
 
     Args: utilities: (d,) that were encrypted. scores: (n,) that came back.
-        pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,), see
-        `lada_secure.allocation.draws`. slm: what the SLM makes of the pool, where the plan's rule
-        reads it.
+        pool_clusters: (n,) public cluster per pool sample. slm: what the SLM makes of the pool,
+        where the plan's rule reads it.
     """
     allocation, grid, exact = plan.allocation, cell_grid(plan), read_scores(scores)
-    rule, samples = strategy(allocation.strategy), sample_rule(plan)
+    rule, value = strategy(allocation.strategy), sample_value(plan)
     no_topics = topics_fall_back(plan, noised) is not None
-    at_random = rule.sample_order == "random" or (no_topics and not samples.reads_slm)
+    at_random = rule.sample_order == "random" or (no_topics and value == "score")
     available = np.ones(len(pool_clusters), dtype=np.bool_)
     available[sorted(state.picked_before(round_id))] = False
     start = round_id == 0 and rule.mass_first and not at_random
@@ -149,20 +156,16 @@ def pick_samples(
         shares = noised.shares if start else cluster_utilities(utilities, grid)
     else:
         groups, ties, shares = np.zeros_like(pool_clusters), plan.seed + round_id, np.ones(1)
-    chosen = draw_samples(
-        SampleRule() if at_random else samples,
-        np.random.default_rng(plan.seed + round_id).random(len(exact)) if at_random else exact,
-        Eligible(
-            passing=available & passing,
-            groups=groups,
-            shares=shares,
-            strata=answer_strata,
-            ties=ties,
-            seed=(plan.seed, round_id),
-        ),
-        quota=allocation.quota,
-        slm=slm,
-    )
+    if at_random:
+        values = np.random.default_rng(plan.seed + round_id).random(len(exact))
+    else:
+        values = sample_values(value, exact, slm)
+    candidates = available & passing
+    if value != "score":
+        candidates &= values > 0.0
+    rooms = np.bincount(groups[candidates], minlength=len(shares))
+    quotas = cluster_quotas(shares, allocation.quota, available=rooms)
+    chosen = pick_by_cluster(values, candidates, groups, quotas, seed=ties)
     return tuple(int(index) for index in np.flatnonzero(chosen))
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lada_secure.allocation.cells import Clusters
-from lada_secure.allocation.draws import answer_strata
 from lada_secure.allocation.gap import SlmKnowledge
 from lada_secure.arrays import FloatArray, IntArray
 from lada_secure.data.records import PoolSample
@@ -33,10 +32,9 @@ class SiteContext:
     """One site during one study.
 
     lm: with adapters, whose weights every step sets for itself. reference: those from before any
-    training. pool_clusters: (n,) public cluster per pool sample. answer_strata: (n,) of the pool's
-    gold answers, see `lada_secure.allocation.draws`. untaught: what the SLM made of the pool before
-    any training, None until it is asked. taught: what the SLM with these adapters makes of it; see
-    `lada_secure.method.site_knowledge`.
+    training. pool_clusters: (n,) public cluster per pool sample. untaught: what the SLM made of the
+    pool before any training, None until it is asked. taught: what the SLM with these adapters makes
+    of it; see `lada_secure.method.site_knowledge`.
     """
 
     plan: MethodPlan
@@ -46,7 +44,6 @@ class SiteContext:
     clusters: Clusters
     embedder: Embedder
     pool_clusters: IntArray
-    answer_strata: IntArray
     records: PrivateRecords
     book: LedgerBook
     execution: Execution
@@ -79,7 +76,6 @@ class SiteContext:
             clusters=clusters,
             embedder=embedder,
             pool_clusters=clusters.assign(embedder.embed([sample.question for sample in pool])),
-            answer_strata=answer_strata([sample.answer for sample in pool]),
             records=records,
             book=book,
             execution=execution,

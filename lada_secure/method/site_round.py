@@ -84,7 +84,6 @@ def pick(
         choice.utilities,
         scores,
         pool_clusters=site.pool_clusters,
-        answer_strata=site.answer_strata,
         round_id=round_id,
         slm=slm,
     )

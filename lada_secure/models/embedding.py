@@ -20,6 +20,7 @@ from lada_secure.errors import ParameterError
 
 HASHED_NGRAMS = "hashed-ngrams"
 MINILM = "minilm"
+EMBEDDERS = (HASHED_NGRAMS, MINILM)
 
 _DIMENSIONS = 128
 _LONGEST_GRAM = 3
@@ -77,17 +78,22 @@ def embedder(reference: str) -> Embedder:
     Args: reference: "hashed-ngrams" or "minilm".
     Raises: ParameterError: unknown name, or the weights of "minilm" are not installed.
     """
+    check_embedder(reference)
     if reference == HASHED_NGRAMS:
         return HashedNgramEmbedder()
-    if reference == MINILM:
-        # Imported late: it pulls in torch and transformers, which hashed n-grams do without.
-        from lada_secure.models.minilm import MiniLmEmbedder
+    # Imported late: it pulls in torch and transformers, which hashed n-grams do without.
+    from lada_secure.models.minilm import MiniLmEmbedder
 
-        return MiniLmEmbedder()
-    raise ParameterError(
-        f"embedder: expected {HASHED_NGRAMS!r} or {MINILM!r}, got {reference!r}; "
-        "correct the study plan"
-    )
+    return MiniLmEmbedder()
+
+
+def check_embedder(reference: str) -> None:
+    """Raises: ParameterError: not the name of an embedder. Nothing is loaded."""
+    if reference not in EMBEDDERS:
+        raise ParameterError(
+            f"embedder: expected {HASHED_NGRAMS!r} or {MINILM!r}, got {reference!r}; "
+            "correct the study plan"
+        )
 
 
 def _unit_rows(vectors: npt.NDArray[np.float64]) -> Float32Array:

@@ -18,6 +18,8 @@ WEIGHTS: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
 _MAX_HEADER_BYTES: Final = 100 * 2**20
 _SHOWN: Final = 5
+# What `git clone` leaves in place of a large file where Git LFS is not installed.
+_LFS_POINTER: Final = b"version https://git-lfs"
 _PICKLED: Final = ("*.bin", "*.pt", "*.pth", "*.ckpt", "*.pkl")
 # Plain numbers; anything else is a packed form that only its own kernels can read.
 _PLAIN_TYPES: Final = {"F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL"}
@@ -195,6 +197,12 @@ def _header(path: Path) -> _Json:
     size = path.stat().st_size
     with path.open("rb") as file:
         length = int.from_bytes(file.read(8), "little")
+        file.seek(0)
+        if file.read(len(_LFS_POINTER)) == _LFS_POINTER:
+            raise _Unreadable(
+                f"{path.name} is a pointer of Git LFS, not the weights; run `git lfs pull` there"
+            )
+        file.seek(8)
         if size < 8 or not 2 <= length <= _MAX_HEADER_BYTES:
             raise _Unreadable(f"{path.name} is no safetensors file")
         raw = file.read(length)

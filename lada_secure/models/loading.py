@@ -163,7 +163,7 @@ def load_folder(
     try:
         with quiet_transformers():
             tokenizer = load_tokenizer(folder)
-            _check_architecture(folder)
+            check_architecture(folder)
             model, told = AutoModelForCausalLM.from_pretrained(
                 folder,
                 local_files_only=True,
@@ -180,7 +180,7 @@ def load_folder(
             'with more memory free, dtype = "bfloat16", quantization or a smaller model'
         ) from error
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     check_complete(folder, told)
     check_finite(folder, model.named_parameters())
     _check_on_devices(folder, model, where)
@@ -226,7 +226,7 @@ def _load_options(where: Placement) -> dict[str, Any]:
     return options
 
 
-def _check_architecture(folder: Path) -> None:
+def check_architecture(folder: Path) -> None:
     """Refuse what transformers would load as another class than the folder names.
 
     Raises: ParameterError: an architecture that is unknown, not causal, or not the one named.
@@ -307,12 +307,12 @@ def open_texts(folder: Path, *, name: str, calling: Calling | None = None) -> Mo
     try:
         with quiet_transformers():
             tokenizer = load_tokenizer(folder)
-            _check_architecture(folder)
+            check_architecture(folder)
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
     except ParameterError:
         raise
     except Exception as error:
-        raise _unreadable(folder, error) from error
+        raise unreadable(folder, error) from error
     return _texts(tokenizer, config, name=name, calling=calling or Calling())
 
 
@@ -339,7 +339,8 @@ def _texts(
     return found
 
 
-def _unreadable(folder: Path, error: Exception) -> ParameterError:
+def unreadable(folder: Path, error: Exception) -> ParameterError:
+    """What a foreign reader of a model folder has said, as one sentence of ours."""
     # The readers of weights and tokenizers raise whatever they like, plain Exception included.
     first = (str(error).splitlines() or [type(error).__name__])[0]
     return ParameterError(

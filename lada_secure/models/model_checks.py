@@ -24,7 +24,7 @@ from lada_secure.models.embedding import embedder
 from lada_secure.models.folder import check_folder, read_json
 from lada_secure.models.form_probe import FormMeasurement, FormResult, measure_forms
 from lada_secure.models.identity import ModelIdentity
-from lada_secure.models.loading import LanguageModel, quiet_transformers
+from lada_secure.models.loading import LanguageModel, check_architecture, quiet_transformers
 from lada_secure.models.memory import MemoryBudget, MemoryForecast, check_memory
 from lada_secure.models.placement import Placement
 from lada_secure.models.preflight import probe_model
@@ -57,6 +57,8 @@ def folder_findings(folder: Path) -> Iterator[Found]:
             "model there"
         )
     check_folder(folder)
+    with quiet_transformers():
+        check_architecture(folder)
     files = sorted(folder.glob("*.safetensors"))
     size = sum(one.stat().st_size for one in files)
     kind = str(read_json(folder / "config.json").get("model_type"))

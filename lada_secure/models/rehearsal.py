@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_iter
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedModel
 
 from lada_secure.models.adapters import AdapterSettings, adapted_model
-from lada_secure.models.loading import carries_state, quiet_transformers
+from lada_secure.models.loading import carries_state, quiet_transformers, unreadable
 from lada_secure.models.placement import Placement
 
 _aten = torch.ops.aten
@@ -118,11 +118,15 @@ class Rehearsal:
     def __init__(
         self, folder: Path, placement: Placement, adapters: AdapterSettings | None = None
     ) -> None:
+        """Raises: ParameterError: the folder's configuration makes no model."""
         self.placement = placement
-        with quiet_transformers(), torch.device("meta"):
-            config = AutoConfig.from_pretrained(folder, local_files_only=True)
-            model = AutoModelForCausalLM.from_config(config, dtype=placement.torch_dtype)
-            model.eval()
+        try:
+            with quiet_transformers(), torch.device("meta"):
+                config = AutoConfig.from_pretrained(folder, local_files_only=True)
+                model = AutoModelForCausalLM.from_config(config, dtype=placement.torch_dtype)
+                model.eval()
+        except Exception as error:
+            raise unreadable(folder, error) from error
         # As `LanguageModel.pads`.
         self.pads = not carries_state(model)
         # Of weights alone; adapters do not count.

@@ -22,8 +22,8 @@ class IdentityFolder:
                 return file.read(max_bytes + 1)
         except OSError as error:
             raise ParameterError(
-                f"{self.path / name}: cannot be read ({error.strerror}); expected the identity "
-                "folder that `lada ca issue` writes"
+                f"{self.path / name}: cannot be read ({error.strerror}); `lada init join` puts "
+                "certificates beside the keys, and `lada ca issue` writes a whole identity folder"
             ) from error
 
     def stamp(self, name: str) -> Hashable:

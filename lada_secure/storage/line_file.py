@@ -6,7 +6,7 @@ import logging
 from collections.abc import Callable
 from pathlib import Path
 
-from lada_secure.errors import TransportError
+from lada_secure.errors import DiskError
 
 LOG = logging.getLogger(__name__)
 
@@ -23,7 +23,7 @@ def open_line_file(path: Path) -> Callable[[bytes], None]:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("ab", buffering=0)
     except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error
+        raise DiskError(f"cannot write {path}: {error.strerror}") from error
     torn = False
 
     def write(line: bytes) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.errors import LadaError, ParameterError, TransportError
+from lada_secure.errors import DiskError, LadaError, ParameterError, TransportError
 from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 STATE_VERSION: Final = 1
@@ -117,7 +117,7 @@ def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
     except FileNotFoundError:
         return False
     except OSError as error:
-        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+        raise DiskError(f"cannot read {path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise ParameterError(
             f"{path} is damaged ({error!r}); restore the folder from its backup, or, if you are "
@@ -182,7 +182,7 @@ def _opened(folder: Path, name: str) -> BinaryIO:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / name).open("ab")
     except OSError as error:
-        raise TransportError(f"cannot write {folder / name}: {error.strerror}") from error
+        raise DiskError(f"cannot write {folder / name}: {error.strerror}") from error
 
 
 def _lock_soon(lock: BinaryIO, how: int, folder: Path) -> None:

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import Final
 
-from lada_secure.errors import LadaError, ParameterError, TransportError
+from lada_secure.errors import DiskError, LadaError, ParameterError
 
 # As `replace_file` names its parts: the number is that of the writing process.
 _PART: Final = re.compile(r"\..+\.([1-9][0-9]{0,9})")
@@ -35,7 +35,7 @@ def read_at_most(path: Path, max_bytes: int, *, what: str = "") -> bytes:
 
 
 def read_if_there(
-    path: Path, *, what: str = "", refusal: type[LadaError] = TransportError
+    path: Path, *, what: str = "", refusal: type[LadaError] = DiskError
 ) -> bytes | None:
     """The content of a file, None where there is none. Raises: refusal: it cannot be read."""
     try:
@@ -81,7 +81,7 @@ def write_atomically(path: Path, content: bytes, *, mode: int = 0o644) -> None:
     try:
         replace_file(path, content, mode=mode)
     except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error
+        raise DiskError(f"cannot write {path}: {error.strerror}") from error
 
 
 def sync(path: Path) -> None:
@@ -113,7 +113,7 @@ def sweep_parts(folder: Path, *, pattern: str = ".*") -> int:
                 path.unlink(missing_ok=True)
                 found += 1
     except OSError as error:
-        raise TransportError(f"cannot clean up {folder}: {error.strerror}") from error
+        raise DiskError(f"cannot clean up {folder}: {error.strerror}") from error
     return found
 
 

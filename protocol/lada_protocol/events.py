@@ -179,12 +179,23 @@ class Traffic(_Told):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Waiting(_Told):
-    """The party can go no further before others do. `waited_s` is the time it has waited."""
+    """The party can go no further before others do. `waited_s` is the time it has waited.
+
+    `until` is there where people have time to decide until then, ISO 8601 in UTC.
+    """
 
     awaited: Annotated[tuple[str, ...], Field(alias="for")]
     waited_s: Annotated[float, Field(alias="since_s")]
     because: str
+    until: str | None = None
     event: Literal["waiting"] = "waiting"
+
+    @model_serializer(mode="wrap")
+    def _as_written(self, fields: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        row: dict[str, Any] = fields(self)
+        if self.until is None:
+            del row["until"]
+        return row
 
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
@@ -196,9 +207,10 @@ class Finished(_Told):
 
 @dataclass(frozen=True, slots=True, config=_STRICT)
 class Failed(_Told):
-    """The party gave up; `message` says why."""
+    """The party gave up; `message` says why, `code` is that of the error."""
 
     message: str
+    code: str = ""
     event: Literal["failed"] = "failed"
 
 
@@ -262,6 +274,7 @@ class EventLog:
             awaited=task.parties,
             waited_s=round(since_s, 3),
             because=f"{task.awaited} not here yet",
+            until=task.until,
         )
 
 

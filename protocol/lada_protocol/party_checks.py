@@ -1,20 +1,32 @@
-"""What `lada check` looks at of every party alike: state folder, roster, identity."""
+"""What `lada check` looks at of every party alike: state folder, disk, roster, identity."""
 
 from __future__ import annotations
 
 import os
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
 
+from pydantic import JsonValue
+
+from lada_protocol.identity.certificates import MAX_REVOCATION_BYTES, parse_revocations
+from lada_protocol.identity.credentials import Credentials, IdentityFile
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import PartySettings
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_secure.check.running import Found, fine
+from lada_secure.check.running import Found, fine, warn
 from lada_secure.errors import ParameterError, PeerError
+from lada_secure.storage.disk_trial import try_disk
+from lada_secure.storage.identity_folder import IdentityFolder
 from lada_secure.storage.state_folder import check_state_folder
 from lada_secure.storage.whole_files import read_file
 
 _HASH_SHOWN: Final = 16
+# Certificates that end so soon may end within a study.
+_SOON: Final = timedelta(days=7)
+# A ledger, adapters and messages of a small study; and of any one that we have seen.
+_LEAST_FREE_BYTES: Final = 64 << 20
+_AMPLE_FREE_BYTES: Final = 1 << 30
 
 
 def state_found(settings: PartySettings, *, role: str) -> Found:
@@ -23,9 +35,9 @@ def state_found(settings: PartySettings, *, role: str) -> Found:
     Raises: ParameterError: another party's, of another version, or no place for a folder.
     """
     folder = settings.state_dir
+    check_writable(folder, key="state_dir")
     if check_state_folder(folder, party=settings.party, role=role):
         return fine(f"{folder}: of {role} {settings.party}", folder=str(folder), begun=True)
-    check_writable(folder, key="state_dir")
     when = "is there, of nobody yet" if folder.is_dir() else "is made at the first run"
     return fine(f"{folder}: it {when}", folder=str(folder), begun=False)
 
@@ -56,25 +68,74 @@ def roster_found(roster: Roster, *, pinned: bool) -> Found:
     )
 
 
-def identity_found(settings: PartySettings, roster: Roster | None) -> Found:
-    """Certificates and keys, and that the roster lists them, where that could be read.
+def disk_found(settings: PartySettings) -> Found:
+    """Room, writing and locks where the state folder is or will be; see `try_disk`.
 
-    Raises: ParameterError: missing, expired, another party's, or not those of the roster.
+    Raises: ParameterError: full, read-only, or without locks.
     """
-    credentials = settings.credentials()
+    folder = settings.state_dir
+    trial = try_disk(folder, key="state_dir")
+    free = trial.free_bytes
+    facts: dict[str, JsonValue] = {"free_bytes": free, "in_use": trial.in_use}
+    if free < _LEAST_FREE_BYTES:
+        raise ParameterError(
+            f"state_dir: {free / 2**20:,.0f} MiB are free for {folder}, a study needs at least "
+            f"{_LEAST_FREE_BYTES / 2**20:,.0f} MiB; free some, or name another place"
+        )
+    if trial.in_use:
+        return warn(
+            f"{folder}: a process of this party works in it now; a second one would be refused. "
+            "Stop it before you change settings, or let it go on",
+            **facts,
+        )
+    if free < _AMPLE_FREE_BYTES:
+        return warn(
+            f"{folder}: {free / 2**20:,.0f} MiB are free; a study of many rounds may need more "
+            "than that. Free some, or name another place",
+            **facts,
+        )
+    how = "it can be written and locked" if trial.tried else "writing and locks show at the run"
+    return fine(f"{free / 2**30:,.1f} GiB are free; {how}", **facts)
+
+
+def identity_found(credentials: Credentials, roster: Roster | None, *, folder: Path) -> Found:
+    """Certificates and keys, that the roster lists them, and that the CA has not revoked them.
+
+    Args: roster: None where it could not be read. folder: where they lie.
+    Raises: ParameterError: not those of the roster, or revoked; a list of what was revoked that
+      cannot be read.
+    """
     if roster is not None:
         credentials.check_roster(roster)
+    _check_revoked(credentials, folder)
     until = min(
         credentials.tls_certificate.not_valid_after_utc,
         credentials.signing_certificate.not_valid_after_utc,
     )
     listed = "" if roster is None else ", as the roster lists them"
-    return fine(
-        f"{settings.identity}: keys of {credentials.name.role} {credentials.name.id}{listed}, "
-        f"valid until {until:%Y-%m-%d}",
-        party=credentials.name.id,
-        valid_until=until.isoformat(),
+    said = (
+        f"{folder}: keys of {credentials.name.role} {credentials.name.id}{listed}, valid until "
+        f"{until:%Y-%m-%d}"
     )
+    facts: dict[str, JsonValue] = {
+        "party": credentials.name.id,
+        "valid_until": until.isoformat(),
+    }
+    if until - datetime.now(UTC) < _SOON:
+        return warn(f"{said}; renew them before a study, with `lada ca renew`", **facts)
+    return fine(said, **facts)
+
+
+def _check_revoked(credentials: Credentials, folder: Path) -> None:
+    identity, file = IdentityFolder(folder), IdentityFile.REVOCATIONS
+    if identity.stamp(file) is None:
+        return
+    try:
+        found = parse_revocations(identity.read(file, MAX_REVOCATION_BYTES), ca=credentials.ca)
+        for one in (credentials.tls_certificate, credentials.signing_certificate):
+            found.check(one, holder=credentials.name.id)
+    except PeerError as error:
+        raise ParameterError(f"{folder / file}: {error}") from error
 
 
 def read_plan(path: Path) -> StudyPlan:
@@ -82,4 +143,6 @@ def read_plan(path: Path) -> StudyPlan:
     try:
         return parse_plan(read_file(path, what="the plan "))
     except PeerError as error:
-        raise ParameterError(f"{path}: not a study plan: {error}") from error
+        raise ParameterError(
+            f"{path}: not a study plan: {error}; expected the plan.json of a study folder"
+        ) from error

@@ -15,10 +15,10 @@ from collections.abc import Callable, Hashable
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Final, Generic, Self, TypeVar
+from typing import Annotated, ClassVar, Final, Generic, Self, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from lada_protocol.events import EVENTS_FILE, EventLog
 from lada_protocol.identity.certificates import (
@@ -29,6 +29,7 @@ from lada_protocol.identity.certificates import (
 )
 from lada_protocol.identity.credentials import (
     MAX_PASSPHRASE_BYTES,
+    UNLOCK_FILE_VARIABLE,
     UNLOCK_VARIABLE,
     Credentials,
     IdentityFile,
@@ -39,7 +40,9 @@ from lada_protocol.identity.credentials import (
     parse_passphrase,
 )
 from lada_protocol.identity.roster import Roster, parse_roster
+from lada_protocol.kinds import Role
 from lada_protocol.settings import Settings, expanded, parse_settings
+from lada_protocol.wire.limits import split_address
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.errors import LadaError, ParameterError, PeerError
 from lada_secure.logs import LogSettings
@@ -62,7 +65,12 @@ T = TypeVar("T")
 
 
 class PartySettings(Settings):
-    """The keys of every party's settings file. Relative paths are relative to the file's folder."""
+    """The keys of every party's settings file. Relative paths are relative to the file's folder.
+
+    role: whose settings they are; None where nobody says it.
+    """
+
+    role: ClassVar[Role | None] = None
 
     party: Annotated[str, Field(pattern=r"^[a-z0-9-]{1,32}$")]
     identity: Annotated[
@@ -82,8 +90,18 @@ class PartySettings(Settings):
         return read_passphrase(self.passphrase_file)
 
     def credentials(self) -> Credentials:
-        """The identity folder, checked to be this party's; see `load_credentials`."""
-        return load_credentials(self.identity, expected_id=self.party, passphrase=self.passphrase)
+        """The identity folder, checked to be this party's; see `load_credentials`.
+
+        Raises: ParameterError: also of a party of another role than these settings are for.
+        """
+        found = load_credentials(self.identity, expected_id=self.party, passphrase=self.passphrase)
+        if self.role not in (None, found.name.role):
+            raise ParameterError(
+                f"{self.identity}: its certificates name {found.name.uri}, and these are the "
+                f"settings of a {self.role}; use the identity folder of the {self.role}, or the "
+                f"settings of the {found.name.role}"
+            )
+        return found
 
 
 class ModelSettings(Settings):
@@ -136,14 +154,31 @@ class ModelSettings(Settings):
         )
 
 
+def _dialled(address: str) -> str:
+    try:
+        split_address(address)
+    except ParameterError as error:
+        raise ValueError(str(error)) from error
+    return address
+
+
+# host:port, or [v6]:port.
+Address = Annotated[str, AfterValidator(_dialled)]
+
+
 def model_beside(reference: str, folder: Path, *, key: str) -> str:
     """A model that a settings file in `folder` names: a plain name, or its whole path.
 
     A plain name is a folder in `cache_dir`; anything with a slash, or a leading dot or tilde, is a
     path, relative to the file as all others are.
 
-    Args: key: the setting that names it. Raises: ParameterError: see `Settings.beside`.
+    Args: key: the setting that names it. Raises: ParameterError: see `Settings.beside`; a URL.
     """
+    if "://" in reference:
+        raise ParameterError(
+            f"{key}: {reference} is a URL; a model is a folder, and an LLM behind a server a table "
+            "with its endpoint, see docs/llm-endpoint.md"
+        )
     if _NAME_IN_CACHE.fullmatch(reference):
         return reference
     return str(folder / expanded(Path(reference), key=key))
@@ -152,7 +187,7 @@ def model_beside(reference: str, folder: Path, *, key: str) -> str:
 class DiallingSettings(PartySettings):
     """Of a party that dials the coordinator: a site, or the auditor."""
 
-    coordinator: Annotated[str, Field(description="host:port that this party dials")]
+    coordinator: Annotated[Address, Field(description="host:port that this party dials")]
     wait_s: Annotated[float, Field(gt=0)] = 600.0
 
 
@@ -169,28 +204,43 @@ def read_roster(path: Path, *, pinned: str | None = None) -> Roster:
 
     Raises: ParameterError: missing, malformed, or another roster than agreed.
     """
+    if not path.exists():
+        raise ParameterError(
+            f"roster {path}: there is no such file; `lada init join` puts it there"
+        )
     try:
         roster = parse_roster(read_file(path, what="roster "))
     except PeerError as error:
         raise ParameterError(f"roster {path}: {error}") from error
-    if pinned not in (None, roster.hash):
+    if pinned is not None and pinned != roster.hash:
+        if not pinned.strip("0"):
+            raise ParameterError(
+                f"roster {path}: none is pinned yet, roster_sha256 is all zeros; run `lada init "
+                "join` with the study's bundle"
+            )
         raise ParameterError(
-            f"roster {path} has the hash {roster.hash}, the policy pins {pinned}; "
-            "compare the fingerprints with the other parties before changing the pin"
+            f"roster {path} has the hash {roster.hash}, roster_sha256 pins {pinned}; compare the "
+            "fingerprints with the other parties before changing the pin"
         )
     return roster
 
 
 def read_passphrase(file: Path | None) -> Passphrase | None:
-    """The passphrase of private keys: from `file`, else from LADA_KEY_PASSPHRASE, else none.
+    """The passphrase of private keys, or none.
 
-    An empty variable is none: so compose files set one that nobody has given.
+    From `file`, else from LADA_KEY_PASSPHRASE, else from the file that LADA_KEY_PASSPHRASE_FILE
+    names. An empty variable is none: so compose files set one that nobody has given.
 
     Raises: ParameterError: the file cannot be read, or the passphrase is too short.
     """
     if file is None:
         value = os.environ.get(UNLOCK_VARIABLE)
-        return parse_passphrase(os.fsencode(value), where="environment") if value else None
+        if value:
+            return parse_passphrase(os.fsencode(value), where="environment")
+        named = os.environ.get(UNLOCK_FILE_VARIABLE)
+        if not named:
+            return None
+        file = Path(named)
     try:
         with file.open("rb") as opened:
             return parse_passphrase(opened.read(MAX_PASSPHRASE_BYTES + 64), where=str(file))
@@ -206,12 +256,18 @@ def load_credentials(
     Args: passphrase: of encrypted keys; by default what LADA_KEY_PASSPHRASE holds, if anything.
     Raises: ParameterError: a file is missing, too long, expired or does not fit the others.
     """
-    return parse_credentials(
-        partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
-        at=datetime.now(UTC),
-        expected_id=expected_id,
-        passphrase=passphrase or read_passphrase(None),
-    )
+    secret = passphrase or read_passphrase(None)
+    try:
+        return parse_credentials(
+            partial(IdentityFolder(folder).read, max_bytes=MAX_CERTIFICATE_BYTES),
+            at=datetime.now(UTC),
+            expected_id=expected_id,
+            passphrase=secret,
+        )
+    except ParameterError as error:
+        if str(error).startswith(str(folder)):
+            raise
+        raise ParameterError(f"{folder}: {error}") from error
 
 
 def load_signing_key(folder: Path, *, passphrase: Passphrase | None = None) -> Ed25519PrivateKey:

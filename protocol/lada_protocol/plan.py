@@ -31,6 +31,8 @@ class StudyPlan(MethodPlan):
     """A whole study. Times are ISO 8601 in UTC with a trailing Z.
 
     A plan without `uplink` or `guide` has none; the field is left out of its bytes, never null.
+    approve_by: until when people at the sites may decide about the plan; None, and left out of the
+    bytes, for as long as the coordinator waits for anybody, `phase_timeout_s`.
     """
 
     version: Literal[2] = 2
@@ -38,6 +40,7 @@ class StudyPlan(MethodPlan):
     title: Annotated[str, Field(max_length=200)]
     coordinator: PartyId
     expires: str
+    approve_by: str | None = None
     min_cohort: Annotated[int, Field(ge=3)]
     max_cohort: Annotated[int, Field(ge=3, le=1000)]
     slm: SlmPlan
@@ -47,7 +50,9 @@ class StudyPlan(MethodPlan):
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
-        parse_time(self.expires)
+        expires = parse_time(self.expires)
+        if self.approve_by is not None and parse_time(self.approve_by) > expires:
+            raise ValueError(f"approve_by {self.approve_by} is after expires {self.expires}")
         if self.max_cohort < self.min_cohort:
             raise ValueError("max_cohort is below min_cohort")
         blocks = -(-self.pool_size // MATRIX_BLOCK)

@@ -11,15 +11,23 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from lada_protocol.events import EventLog, Finished, StepFinished, StepStarted
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.tasks import Done, Post, Task, Wait
 from lada_secure.errors import LadaError
 
 
 class StudyFailed(LadaError):
-    """The study ended before its last round."""
+    """The study ended before its last round, or without this party.
+
+    told: what the others are to know of it; None where they know already.
+    """
 
     code = "study_failed"
+
+    def __init__(self, message: str, *, told: FailureCode | None = None) -> None:
+        super().__init__(message)
+        self.told = told
 
 
 class ByteCounts(NamedTuple):
@@ -64,7 +72,7 @@ class RunLoop:
             task = self.next_task()
             if isinstance(task, Done):
                 if task.failure is not None:
-                    raise StudyFailed(task.failure)
+                    raise StudyFailed(task.failure, told=task.told)
                 self.events.write(Finished, round_id=self.rounds - 1, step="close")
                 return
             if isinstance(task, Wait):

@@ -5,15 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from lada_protocol.events import EVENTS_FILE, Failed
+from lada_protocol.events import EVENTS_FILE, EventLog, Failed
 from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
+from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.studies import KnownStudy
-from lada_secure.data.records import read_pool
+from lada_secure.data.records import PoolSample, read_pool
 from lada_secure.errors import LadaError, ParameterError
-from lada_secure.logs import configure_logs
+from lada_secure.logs import begin_logs
 from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import start_server
@@ -23,9 +26,13 @@ from lada_server.study.places import (
     check_others_over,
     keep_outcome,
     known_studies,
+    settings_of_open_study,
     settings_of_study,
 )
 from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
+
+if TYPE_CHECKING:
+    from lada_server.study.running import CoordinatorParts
 
 
 def run_server(settings_path: Path) -> None:
@@ -34,8 +41,72 @@ def run_server(settings_path: Path) -> None:
     Raises: ParameterError: settings, study, pool, roster or identity are wrong, or the port is
         taken. StudyFailed: the study could not reach its last round.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
-    configure_logs(settings.log)
+    with _opened(settings) as opened, opened.telling(), _served(settings, opened):
+        # Imported here: libraries of models take seconds, and callers are heard by now.
+        from lada_server.study.running import run_study
+
+        run_study(opened.parts())
+        keep_outcome(opened.settings.state_dir, "finished")
+
+
+def propose(settings_path: Path, *, new: bool) -> tuple[StudyPlan | None, StudyPlan]:
+    """Propose the study, so that it waits on the board until `run_server` serves it.
+
+    Args: new: take the study that was proposed before back first.
+    Returns: the plan that was taken back, if any, and the one that is proposed now.
+    Raises: ParameterError: as `run_server`, or it cannot be taken back.
+    """
+    begin_logs(settings_path)
+    settings = read_settings(settings_path, ServerSettings)
+    with _opened(settings, new=new) as opened:
+        from lada_server.study.running import propose_instead, propose_study
+
+        parts = opened.parts()
+        return propose_instead(parts) if new else (None, propose_study(parts))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Opened:
+    """A coordinator's files, held by this process."""
+
+    settings: ServerSettings
+    study_settings: StudySettings
+    pool: tuple[PoolSample, ...]
+    store: BoardStore
+    identity: LiveIdentity
+    events: EventLog
+
+    @contextmanager
+    def telling(self) -> Iterator[None]:
+        """An error within is told to the event log, and so to `lada server status`."""
+        try:
+            yield
+        except LadaError as error:
+            self.events.write(
+                Failed, round_id=0, step="close", message=str(error)[:1000], code=error.code
+            )
+            if isinstance(error, StudyFailed):
+                keep_outcome(self.settings.state_dir, "failed", str(error))
+            raise
+
+    def parts(self) -> CoordinatorParts:
+        from lada_server.study.running import CoordinatorParts
+
+        return CoordinatorParts(
+            settings=self.settings,
+            study_settings=self.study_settings,
+            pool=self.pool,
+            store=self.store,
+            credentials=self.identity.credentials(),
+            events=self.events,
+        )
+
+
+@contextmanager
+def _opened(settings: ServerSettings, *, new: bool = False) -> Iterator[_Opened]:
+    """Read and hold what a coordinator works with."""
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
     identity = LiveIdentity(
@@ -43,8 +114,11 @@ def run_server(settings_path: Path) -> None:
     )
     # The folder as a whole is ours, and so is the study's in it.
     check_state_folder(settings.state_dir, party=settings.party, role="coordinator")
-    check_others_over(settings.state_dir, study_settings.study_id)
-    settings = settings_of_study(settings, study_settings.study_id)
+    if new:
+        settings = settings_of_open_study(settings, study_settings.study_id)
+    else:
+        check_others_over(settings.state_dir, study_settings.study_id)
+        settings = settings_of_study(settings, study_settings.study_id)
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
         pool = read_pool(settings.pool)
         events = open_event_log(settings.party, settings.state_dir)
@@ -55,25 +129,14 @@ def run_server(settings_path: Path) -> None:
             stored_bytes_per_party=settings.transport.stored_bytes,
         )
         try:
-            with _served(settings, store, identity):
-                # Imported here: libraries of models take seconds, and callers are heard by now.
-                from lada_server.study.coordinator import run_study
-
-                credentials = identity.credentials()
-                run_study(
-                    settings,
-                    study_settings,
-                    pool,
-                    store=store,
-                    credentials=credentials,
-                    events=events,
-                )
-            keep_outcome(settings.state_dir, "finished")
-        except LadaError as error:
-            events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
-            if isinstance(error, StudyFailed):
-                keep_outcome(settings.state_dir, "failed", str(error))
-            raise
+            yield _Opened(
+                settings=settings,
+                study_settings=study_settings,
+                pool=pool,
+                store=store,
+                identity=identity,
+                events=events,
+            )
         finally:
             store.close()
 
@@ -106,14 +169,14 @@ def server_studies(settings_path: Path) -> tuple[str, tuple[KnownStudy, ...]]:
 
 
 @contextmanager
-def _served(settings: ServerSettings, store: BoardStore, identity: LiveIdentity) -> Iterator[None]:
+def _served(settings: ServerSettings, opened: _Opened) -> Iterator[None]:
     """Answer callers, and show what others may see: the status file, and the monitor if named."""
     folder = settings.state_dir
     with ExitStack() as ends:
         running = start_server(
             settings.listen,
-            identity=identity,
-            store=store,
+            identity=opened.identity,
+            store=opened.store,
             upload_dir=folder / "uploads",
             settings=settings.transport,
         )

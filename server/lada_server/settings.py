@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeAlias
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Discriminator, Field, Tag, model_validator
 
-from lada_protocol.party_files import ModelSettings, PartySettings, model_beside
+from lada_protocol.kinds import Role
+from lada_protocol.party_files import Address, ModelSettings, PartySettings, model_beside
 from lada_protocol.settings import Settings
 from lada_protocol.wire.envelope import StudyId
 from lada_secure.data.forms import AnswerForm, FormName, answer_form
@@ -71,9 +72,10 @@ Llm: TypeAlias = Annotated[
 class ServerSettings(PartySettings):
     """`server.toml`."""
 
+    role: ClassVar[Role | None] = Role.COORDINATOR
     moved: ClassVar[Mapping[str, str]] = {"model.precision": "dtype in the table [model]"}
 
-    listen: Annotated[str, Field(description="host:port that sites and the auditor dial")]
+    listen: Annotated[Address, Field(description="host:port that sites and the auditor dial")]
     database: Annotated[
         str | None, Field(description="SQLAlchemy URL; default SQLite in state_dir")
     ] = None
@@ -84,7 +86,7 @@ class ServerSettings(PartySettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     model: ModelSettings = ModelSettings()
     monitor: Annotated[
-        str | None, Field(description="host:port of /healthz and /metrics; none by default")
+        Address | None, Field(description="host:port of /healthz and /metrics; none by default")
     ] = None
 
     def beside(self, folder: Path) -> Self:
@@ -111,6 +113,9 @@ class StudySettings(Settings):
     study_id: StudyId
     title: Annotated[str, Field(max_length=200)]
     valid_days: Annotated[float, Field(gt=0, le=3650)]
+    approval_days: Annotated[
+        float | None, Field(gt=0, le=3650, description="how long people at sites may decide")
+    ] = None
     rounds: Annotated[int, Field(ge=1, le=1000)]
     min_cohort: Annotated[int, Field(ge=3)] = 3
     slm: SlmPlan = SlmPlan()
@@ -127,6 +132,12 @@ class StudySettings(Settings):
     paths: RationalesPlan
     uplink: TransferPlan | None = None
     guide: ReferenceModelPlan | None = None
+
+    @model_validator(mode="after")
+    def _fields_agree(self) -> Self:
+        if self.approval_days is not None and self.approval_days > self.valid_days:
+            raise ValueError("approval_days is above valid_days: the plan would be over before it")
+        return self
 
     @property
     def form(self) -> AnswerForm:

@@ -11,7 +11,6 @@ from trainer_doubles import small_model
 from lada_lab.mock.presets import read_preset
 from lada_protocol.plan import StudyPlan
 from lada_secure.allocation.cells import fit_clusters
-from lada_secure.allocation.draws import answer_strata
 from lada_secure.data.records import PoolSample
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import ReferenceModelPlan
@@ -46,7 +45,6 @@ FEW_CELLS = {
     "difficulty_bins": 1,
     "strategy": "guided",
     "sample_value": None,
-    "draw": None,
 }
 # The records agree with these, and contradict the others.
 GOOD = {place: f"good {place}" for place in (0, 1, 2)}
@@ -113,7 +111,6 @@ def site_context(
         clusters=clusters,
         embedder=texts,
         pool_clusters=clusters.assign(vectors),
-        answer_strata=answer_strata([sample.answer for sample in pool]),
         records=PrivateRecords(units),
         book=book or ledger(study),
         execution=Execution(threads=1, batch_size=batch_size),

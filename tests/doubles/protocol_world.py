@@ -278,13 +278,16 @@ class MemoryClient:
 
     board: MemoryBoard
     party: Party
+    read_to: int = 0
 
     @property
     def traffic(self) -> ByteCounts:
         """Bytes are not counted here."""
         return ByteCounts(up_bytes=0, down_bytes=0)
 
-    def post(self, envelope: Envelope, payload: bytes = b"") -> int:
+    def post(
+        self, envelope: Envelope, payload: bytes = b"", *, patience_s: float = math.inf
+    ) -> int:
         """Post our own message."""
         if hashlib.sha256(payload).hexdigest() != envelope.header.payload_sha256:
             raise PeerError("payload differs from its header", reason="payload_mismatch")
@@ -294,6 +297,7 @@ class MemoryClient:
         self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf
     ) -> list[tuple[int, Envelope]]:
         """What is new for us; never waits."""
+        self.read_to = max(self.read_to, after)
         return self.board.visible(self.party, after)
 
     def fetch(self, envelope: Envelope) -> bytes:

@@ -126,7 +126,7 @@ class AuditorTarget(ClientTarget):
     def react(self, state: PartyState, stage: Stage, row: Row) -> str:
         """Review the plan where it is new, then all tasks."""
         auditor = self.recording.auditor(state.me, state.folder)
-        if stage.envelope.kind is Kind.PLAN and not auditor._plan_is_acceptable():
+        if stage.envelope.kind is Kind.PLAN and auditor._refused_plan():
             return "refuses the plan"
 
         def step() -> str | None:

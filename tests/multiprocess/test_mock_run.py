@@ -24,8 +24,10 @@ from lada_protocol.plan import parse_plan
 from lada_protocol.rounds.llm_transfer import NO_ADAPTERS
 from lada_protocol.wire.envelope import envelope_from_line
 from lada_protocol.wire.messages import LlmUpdateBody, parse_body
+from lada_secure.data.records import pool_bytes, read_pool
 from lada_secure.method.plan import split_pool
 from lada_secure.privacy.ledger.entries import CommitEntry, parse_ledger_lines
+from lada_server.study.outlook import outlook_of
 
 LADA = str(Path(sys.executable).with_name("lada"))
 SITES = 3
@@ -63,6 +65,19 @@ def stored_outputs(folder):
         for one in parse_ledger_lines(lines)
         if isinstance(one, CommitEntry)
     }
+
+
+def test_the_traffic_that_a_dry_run_tells_is_what_a_site_has(finished):
+    out, _ = finished
+    root = out / "coordinator"
+    plan = parse_plan((root / "state" / "plan.json").read_bytes())
+    size = len(pool_bytes(read_pool(root / "pool.jsonl")))
+    told = outlook_of(plan, sites=SITES, pool_bytes=size).traffic
+    for site in ("site-a", "site-b", "site-c"):
+        lines = (out / site / "state" / "events.jsonl").read_bytes().splitlines()
+        found = next(one for line in lines if (one := json.loads(line))["event"] == "traffic")
+        assert found["bytes_up"] == pytest.approx(told.up_bytes, rel=0.05)
+        assert found["bytes_down"] == pytest.approx(told.down_bytes, rel=0.10)
 
 
 def test_the_run_prints_one_json_report_and_writes_it_beside_the_page(finished):

@@ -66,12 +66,7 @@ SCORE_ERROR = 1e-5
 # A gap between both models in every place that has one, and students that repeat what they knew.
 GAP = {
     "guide": {"replay_batch_size": 4},
-    "allocation": {
-        "strategy": "valued_gain",
-        "sample_value": "gain",
-        "draw": "stratified",
-        "known_share": 0.25,
-    },
+    "allocation": {"strategy": "valued_gain", "sample_value": "gain"},
 }
 
 # The SLM knows more than this LLM: every site does without its pool.
@@ -231,7 +226,6 @@ def watched_pick(plain, steady):
                 choice.utilities,
                 scores,
                 pool_clusters=site.pool_clusters,
-                answer_strata=site.answer_strata,
                 round_id=round_id,
                 slm=slm,
             )

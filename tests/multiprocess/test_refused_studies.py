@@ -12,6 +12,7 @@ from federation import PreparedFederation
 from psutil import process_iter
 
 from lada_clients.ca.authority import init_ca, issue_party
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.identity.certificates import PartyName
 from lada_protocol.kinds import Role
 
@@ -57,7 +58,9 @@ def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared):
         said, _ = process.communicate(timeout=200)
         assert process.returncode == 1, (party, said)
         assert "2 sites take part, 3 are needed" in said
-        assert sentence in said
+        # What the policy allows stays at the site; its code travels, with what it means.
+        assert f"site-b: {FailureCode.POLICY.meaning}" in said
+        assert sentence not in said
         assert "Traceback" not in said
     assert list(site.state.rglob("mask-*")) == []
 

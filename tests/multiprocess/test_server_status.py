@@ -113,6 +113,18 @@ def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, t
     assert party(after, "bank").last_message == party(found, "bank").last_message
 
 
+def test_status_tells_until_when_people_may_decide(study, tmp_path, monkeypatch):
+    ends = "2026-05-08T12:00:00Z"
+    wait = Wait(round_id=0, step="plan", parties=("bank",), awaited="answers", until=ends)
+    events_in(tmp_path).waiting(wait, since_s=0.0)
+    assert status_of(study, tmp_path).waiting.until == ends
+    settings = tmp_path / "server.toml"
+    values = settings_of(study, tmp_path).model_dump(mode="json", exclude_defaults=True)
+    settings.write_text("".join(f"{key} = {json.dumps(one)}\n" for key, one in values.items()))
+    shown = CliRunner().invoke(app, ["status", "--settings", str(settings)])
+    assert f"people there may decide until {ends}" in shown.output
+
+
 def test_what_a_full_disk_left_half_written_goes_with_the_process(study, tmp_path, monkeypatch):
     def full(*_arguments):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -7,7 +7,6 @@ import signal
 import threading
 import time
 from contextlib import contextmanager
-from types import SimpleNamespace
 
 import pytest
 from served_board import (
@@ -279,5 +278,5 @@ def test_networks_and_bracketed_addresses_in_no_proxy_are_honoured(
 ):
     monkeypatch.setenv("https_proxy", "http://127.0.0.1:9")
     monkeypatch.setenv("no_proxy", no_proxy)
-    found = connection._proxy(SimpleNamespace(host=host))
+    found = connection.proxy_for(host)
     assert (found is None) is direct

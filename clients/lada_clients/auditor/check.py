@@ -9,10 +9,12 @@ from typing import Final
 
 from lada_clients.auditor.runner import AuditorSettings, export_folder
 from lada_clients.auditor.service import plan_faults
+from lada_clients.net.reaching import coordinator_found
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_checks import (
     check_writable,
+    disk_found,
     identity_found,
     read_plan,
     roster_found,
@@ -62,8 +64,10 @@ class AuditorChecks:
         return (
             Check(name="settings", run=self._settings),
             Check(name="state", run=self._state, needs=("settings",)),
+            Check(name="disk", run=self._disk, needs=("state",)),
             Check(name="roster", run=self._roster, needs=("settings",)),
             Check(name="identity", run=self._identity, needs=("settings",)),
+            Check(name="coordinator", run=self._coordinator, needs=("roster", "identity")),
             Check(name="plan.policy", run=self._plan, needs=("settings",)),
             Check(name="export", run=self._export, needs=("settings", "plan.policy")),
         )
@@ -79,12 +83,21 @@ class AuditorChecks:
     def _state(self) -> Iterator[Found]:
         yield state_found(self.settings, role=_NAME)
 
+    def _disk(self) -> Iterator[Found]:
+        yield disk_found(self.settings)
+
+    def _coordinator(self) -> Iterator[Found]:
+        yield from coordinator_found(self.settings, self.roster)
+
     def _roster(self) -> Iterator[Found]:
         yield roster_found(self.roster, pinned=True)
 
     def _identity(self) -> Iterator[Found]:
         # Where the roster has a fault of its own, the keys are looked at for themselves.
-        yield identity_found(self.settings, vars(self).get("roster"))
+        settings = self.settings
+        yield identity_found(
+            settings.credentials(), vars(self).get("roster"), folder=settings.identity
+        )
 
     def _plan(self) -> Iterator[Found]:
         plan, settings = self.plan, self.settings

@@ -14,7 +14,7 @@ from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, check_accepted_head
 from lada_protocol.rounds.index import MessageIndex
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, parse_body
-from lada_secure.errors import LedgerError, ParameterError, PeerError, TransportError
+from lada_secure.errors import DiskError, LedgerError, ParameterError, PeerError
 from lada_secure.privacy.ledger.entries import LedgerEntry, RestartEntry, parse_ledger_lines
 from lada_secure.privacy.ledger.restart import RestartGrant, parse_grant
 from lada_secure.privacy.ledger.verification import ledger_identity, verify_ledger
@@ -62,7 +62,7 @@ class KnownEntries:
         """What was noted. Raises: ParameterError: damaged. TransportError: cannot be read."""
         path = self._path(site)
         try:
-            return int(read_file(path, refusal=TransportError))
+            return int(read_file(path, refusal=DiskError))
         except ValueError as error:
             raise ParameterError(f"{path} is damaged; restore the folder from a backup") from error
 

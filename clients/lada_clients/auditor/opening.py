@@ -40,7 +40,7 @@ from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import parse_matrix
 from lada_secure.encryption.sealing import SealedSum
 from lada_secure.encryption.workers.process import shared_worker
-from lada_secure.errors import LocalProtocolError, PeerError, TransportError
+from lada_secure.errors import DiskError, LocalProtocolError, PeerError
 from lada_secure.method.plan import DEMAND
 from lada_secure.storage.whole_files import read_file, sync, write_atomically
 
@@ -72,13 +72,13 @@ def claim_opening(folder: Path, study_id: str, attempt: Attempt, sum_message: st
         os.link(draft, path)
         sync(folder)
     except FileExistsError:
-        if read_file(path, refusal=TransportError) != note:
+        if read_file(path, refusal=DiskError) != note:
             raise attempt.fault(
                 "another sum was opened before; two openings would reveal their difference",
                 reason="already_opened",
             ) from None
     except OSError as error:
-        raise TransportError(f"cannot write {path}: {error.strerror}") from error
+        raise DiskError(f"cannot write {path}: {error.strerror}") from error
     finally:
         draft.unlink(missing_ok=True)
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, ClassVar
 
 from pydantic import Field
 
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
+from lada_clients.net.failures import tell_failed, written_state
 from lada_clients.net.following import follow
 from lada_clients.net.outcomes import Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
@@ -22,18 +23,19 @@ from lada_protocol.evidence.export import (
     ledger_file,
     transcript_file,
 )
-from lada_protocol.kinds import Kind
+from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_secure.errors import LadaError
-from lada_secure.logs import configure_logs
-from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.logs import begin_logs
 from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
 
 class AuditorSettings(DiallingSettings):
     """`auditor.toml`. `state_dir` keeps aggregate keys and the ledgers of all sites."""
+
+    role: ClassVar[Role | None] = Role.AUDITOR
 
     roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
     export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]
@@ -47,11 +49,11 @@ def run_auditor(settings_path: Path, *, turn: Turn | None = None) -> None:
     Args: turn: of a follower; by default this is the only one.
     Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
     """
+    begin_logs(settings_path)
     settings = read_settings(settings_path, AuditorSettings)
-    configure_logs(settings.log)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
-    with held_state_folder(settings.state_dir, party=settings.party, role="auditor"):
+    with written_state(settings, role="auditor", pinned=settings.roster_sha256):
         sweep_parts(settings.export_dir)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
             turn = turn or Turn()
@@ -65,8 +67,7 @@ def run_auditor(settings_path: Path, *, turn: Turn | None = None) -> None:
 
 def follow_auditor(settings_path: Path) -> None:
     """Serve one study after the other; see `following.follow`."""
-    settings = read_settings(settings_path, AuditorSettings)
-    configure_logs(settings.log)
+    begin_logs(settings_path)
     follow(lambda turn: run_auditor(settings_path, turn=turn))
 
 
@@ -81,8 +82,10 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
     )
     try:
         auditor.run()
-    except LadaError as error:
-        participant.say_failed(error)
+    except Exception as error:
+        if isinstance(error, LadaError):
+            participant.say_failed(error)
+        tell_failed(participant, error)
         raise
     finally:
         write_export(export, participant, auditor.ledgers, identity=settings.identity)

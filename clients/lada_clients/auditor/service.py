@@ -17,6 +17,7 @@ from lada_clients.auditor.ledgers import (
 from lada_clients.auditor.opening import SumOpening, fault_body
 from lada_clients.net.participant import Participant
 from lada_protocol.events import NewLedger
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.admission import (
@@ -67,8 +68,9 @@ class Auditor:
 
         Raises: StudyFailed: the coordinator gave up, or this auditor refuses the plan.
         """
-        if not self._plan_is_acceptable():
-            raise StudyFailed("the plan is outside the auditor's settings; it was refused")
+        faults = self._refused_plan()
+        if faults:
+            raise StudyFailed(f"{self.participant.party} refuses the plan: {faults}")
         self.loop.run()
 
     @property
@@ -88,13 +90,13 @@ class Auditor:
             },
         )
 
-    def _plan_is_acceptable(self) -> bool:
+    def _refused_plan(self) -> str:
+        """What the settings have against the plan, once that it is refused is posted."""
         me, plan = self.participant, self.participant.plan
         faults = plan_faults(plan, min_cohort=self.min_cohort, epsilon_cap=self.epsilon_cap)
         if faults:
-            message = f"{me.party} refuses the plan: {'; '.join(faults)}"
-            me.post(Kind.REFUSAL, {"code": "policy", "message": message})
-        return not faults
+            me.post(Kind.REFUSAL, {"code": str(FailureCode.POLICY), "message": ""})
+        return "; ".join(faults)
 
     def _admit(self, site: str) -> None:
         """Admit a site whose ledger goes on where it was last seen; no other one may spend."""

@@ -31,7 +31,8 @@ Days = Annotated[int, typer.Option(help="Validity in days.")]
 PassphraseFile = Annotated[
     Path | None,
     typer.Option(
-        help="File with the passphrase of private keys; by default LADA_KEY_PASSPHRASE, if set."
+        help="File with the passphrase of private keys; by default LADA_KEY_PASSPHRASE, or the "
+        "file that LADA_KEY_PASSPHRASE_FILE names, if set."
     ),
 ]
 

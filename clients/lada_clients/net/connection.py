@@ -145,7 +145,7 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
     Raises: NotNow: nobody answers yet. TransportError: the other end is not this study's
       coordinator, or does not accept our certificate.
     """
-    proxy = _proxy(endpoint)
+    proxy = proxy_for(endpoint.host)
     credentials, settings = endpoint.identity.credentials(), endpoint.settings
     server = _server_certificate(endpoint, credentials, proxy)
     tls = grpc.ssl_channel_credentials(
@@ -170,6 +170,14 @@ def open_channel(endpoint: Endpoint) -> grpc.Channel:
     if proxy is not None:
         options[-1] = ("grpc.http_proxy", f"http://{join_address(*proxy)}")
     return grpc.secure_channel(endpoint.address, tls, options=options)
+
+
+def see_coordinator(endpoint: Endpoint) -> None:
+    """What `open_channel` does first, and no more: a handshake, and whose key it shows.
+
+    Raises: as `open_channel`.
+    """
+    _server_certificate(endpoint, endpoint.identity.credentials(), proxy_for(endpoint.host))
 
 
 def _server_certificate(
@@ -255,14 +263,15 @@ def _dial(endpoint: Endpoint, proxy: tuple[str, int] | None) -> socket.socket:
     return tunnel.sock
 
 
-def _proxy(endpoint: Endpoint) -> tuple[str, int] | None:
-    """The HTTP CONNECT proxy that the environment names for this address, if any."""
+def proxy_for(dialled: str) -> tuple[str, int] | None:
+    """The HTTP CONNECT proxy that the environment names for this host, if any.
+
+    Raises: TransportError: it has another form than http://host:port.
+    """
     proxies = getproxies_environment()
     named = proxies.get("grpc") or proxies.get("https") or proxies.get("http")
-    bypassed = proxy_bypass(endpoint.host, proxies) or _in_networks(
-        endpoint.host, proxies.get("no", "")
-    )
-    local = endpoint.host in ("localhost", "::1") or endpoint.host.startswith("127.")
+    bypassed = proxy_bypass(dialled, proxies) or _in_networks(dialled, proxies.get("no", ""))
+    local = dialled in ("localhost", "::1") or dialled.startswith("127.")
     if not named or bypassed or local:
         return None
     url = urlsplit(named if "://" in named else f"http://{named}")

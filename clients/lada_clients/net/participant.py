@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,14 +17,16 @@ from lada_clients.net.study_folder import Outbox, study_folder
 from lada_clients.net.transport import BoardClient
 from lada_protocol.events import EventLog, Failed, StallTimer
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.identity.certificates import certificate_pem
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, open_event_log, read_roster
 from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.rounds.endings import ended_parties, slot_of_ending
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.llm_transfer import check_transfer
-from lada_protocol.rounds.tasks import Task, Wait
+from lada_protocol.rounds.tasks import Task, Wait, place_of
 from lada_protocol.rounds.transcript import FIRST, check_transcript, parse_transcript
 from lada_protocol.run_loop import Handler, RunLoop
 from lada_protocol.wire.envelope import Envelope
@@ -38,10 +41,13 @@ GOODBYE_S = 10.0
 
 
 @contextmanager
-def joined_study(settings: DiallingSettings, *, pinned: str) -> Iterator[Participant]:
+def joined_study(
+    settings: DiallingSettings, *, pinned: str, events: EventLog | None = None
+) -> Iterator[Participant]:
     """Connect one party to the board and wait for the coordinator's plan.
 
-    Args: pinned: hash of the roster that was agreed on.
+    Args: pinned: hash of the roster that was agreed on. events: by default the log in the state
+        folder.
     Raises: ParameterError: roster or identity are wrong. TransportError, PeerError: see `join`.
     """
     roster, credentials = read_roster(settings.roster, pinned=pinned), settings.credentials()
@@ -61,7 +67,7 @@ def joined_study(settings: DiallingSettings, *, pinned: str) -> Iterator[Partici
             signing_key=credentials.signing_key,
             certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
             outbox=Outbox(folder=settings.state_dir, roster=roster),
-            events=open_event_log(settings.party, settings.state_dir),
+            events=events or open_event_log(settings.party, settings.state_dir),
         )
         participant.join(wait_s=settings.wait_s)
         yield participant
@@ -84,6 +90,9 @@ class Participant:
     plan: StudyPlan = field(init=False)
     index: MessageIndex = field(init=False)
     _sequence: int = 0
+    _place: Attempt = field(default_factory=Attempt)
+    # Which ending of whom was told on this party's screen.
+    _known_endings: dict[str, str] = field(default_factory=dict)
     _stall: StallTimer = field(default_factory=lambda: StallTimer(clock=time.monotonic))
 
     def join(self, *, wait_s: float) -> None:
@@ -123,11 +132,19 @@ class Participant:
         return folder
 
     def run_loop(self, next_task: Callable[[], Task], handlers: Mapping[Kind, Handler]) -> RunLoop:
-        """The study from this party's side. next_task: from the index, which is new by then."""
+        """The study from this party's side. next_task: from the index, which is new by then.
+
+        Nothing follows the study's end. The board takes what we ask after for what we have done
+        with, so that to ask once more would be a goodbye, and the coordinator might leave before we
+        have what we still need.
+        """
 
         def after_sync() -> Task:
-            self.sync()
-            return next_task()
+            if not self._ended:
+                self.sync()
+            task = next_task()
+            self._place = place_of(task) or self._place
+            return task
 
         return RunLoop(
             events=self.events,
@@ -139,10 +156,25 @@ class Participant:
             clock=time.monotonic,
         )
 
-    def sync(self, *, wait_s: float = 0.0) -> None:
-        """Read what is new on the board."""
-        for message in self._list(wait_s):
+    @property
+    def _ended(self) -> bool:
+        ends, coordinator = (Kind.FINISHED, Kind.FAILED), self.roster.coordinator.id
+        return any(self.index.find(kind, sender=coordinator) is not None for kind in ends)
+
+    def sync(self, *, wait_s: float = 0.0, patience_s: float = math.inf) -> None:
+        """Read what is new on the board. patience_s: where it is less than the client's own."""
+        before = len(self.index)
+        for message in self._list(wait_s, patience_s):
             self.index.take(message)
+        if len(self.index) > before:
+            self._tell_who_ended()
+
+    def _tell_who_ended(self) -> None:
+        """Say on this party's own screen who has ended and why; each time once."""
+        for party, ended in ended_parties(self.index).items():
+            if party != self.party and self._known_endings.get(party) != ended.message_hash:
+                self._known_endings[party] = ended.message_hash
+                LOG.warning("%s has ended: %s (%s)", party, ended.code.meaning, ended.code)
 
     def post(
         self,
@@ -198,7 +230,26 @@ class Participant:
 
     def say_failed(self, error: LadaError) -> None:
         """Tell the operator why this party ends."""
-        self.events.write(Failed, round_id=0, step="close", message=str(error)[:1000])
+        self.events.write(
+            Failed, round_id=0, step="close", message=str(error)[:1000], code=error.code
+        )
+
+    def tell_failed(self, code: FailureCode) -> None:
+        """Tell everybody by a code that this party ends, and where it stood; never raises.
+
+        Nothing is written to disk for it, which may be what has failed: signatures are
+        deterministic, so the same message is the same bytes, and each ending has a number.
+        """
+        try:
+            self.sync(patience_s=GOODBYE_S)
+            slot = slot_of_ending(self.index, code, party=self.party, place=self._place)
+            if slot is not None:
+                body = {"code": str(code), "message": ""}
+                ended = self.index.sign(slot, body, b"", self.signing_key)
+                self.client.post(ended, patience_s=GOODBYE_S)
+                self.index.add(ended)
+        except LadaError as error:
+            LOG.info("nobody was told that this party ends (%s): %s", code, error)
 
     def say_goodbye(self) -> None:
         """Tell the board that everything was read and done, so that the coordinator may leave.
@@ -210,13 +261,16 @@ class Participant:
         except LadaError as error:
             LOG.info("the board was gone before our goodbye: %s", error)
 
-    def wait(self, task: Wait) -> None:
-        """Wait for others, telling the operator for whom, since when and why."""
-        self._stall.wait(task, self.events)
-        self.sync(wait_s=LONG_POLL_S)
+    def wait(self, task: Wait, *, poll_s: float = LONG_POLL_S) -> None:
+        """Wait for others, telling the operator for whom, since when and why.
 
-    def _list(self, wait_s: float) -> list[Envelope]:
-        rows = self.client.list(self._sequence, wait_s=wait_s)
+        Args: poll_s: at most so long, where something else than a message may end the wait.
+        """
+        self._stall.wait(task, self.events)
+        self.sync(wait_s=poll_s)
+
+    def _list(self, wait_s: float, patience_s: float = math.inf) -> list[Envelope]:
+        rows = self.client.list(self._sequence, wait_s=wait_s, patience_s=patience_s)
         if rows:
             self._sequence = rows[-1][0]
         return [envelope for _, envelope in rows]

@@ -121,8 +121,12 @@ class BoardClient:
         """Bytes sent and received so far, repetitions included."""
         return self._traffic
 
-    def post(self, envelope: Envelope, payload: bytes = b"") -> int:
+    def post(
+        self, envelope: Envelope, payload: bytes = b"", *, patience_s: float = math.inf
+    ) -> int:
         """Put our message on the board; returns its sequence. Posting it again is harmless.
+
+        patience_s: where it is less than the client's own.
 
         Raises: LocalProtocolError: the message is not ours, or the payload not the announced one.
           RefusedByBoard: e.g. reason "equivocation". TransportError: no connection.
@@ -154,13 +158,13 @@ class BoardClient:
 
         what = f"post {header.kind}"
         try:
-            return self._repeat(what, call, lambda: arrived)
+            return self._repeat(what, call, lambda: arrived, patience_s=patience_s)
         except RefusedByBoard as error:
             if error.reason != "payload_mismatch" or arrived == 0:
                 raise
             # What had arrived earlier was damaged there, as by a power cut, and is dropped by now.
             LOG.warning("%s starts over: %s", what, error)
-            return self._repeat(what, call, lambda: arrived)
+            return self._repeat(what, call, lambda: arrived, patience_s=patience_s)
 
     def list(self, after: int, *, wait_s: float = 0.0, patience_s: float = math.inf) -> Messages:
         """Messages for us with a sequence above `after`, in order, signatures checked.

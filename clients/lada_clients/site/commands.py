@@ -11,7 +11,6 @@ from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificat
 from lada_clients.site.results.commands import commands as of_results
 from lada_protocol.kinds import Role
 from lada_secure.cli import JsonFlag, answer
-from lada_secure.privacy.ledger.entries import Decision
 
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
 app.add_typer(of_results)
@@ -22,6 +21,13 @@ SettingsFile = Annotated[
 By = Annotated[
     str,
     typer.Option(help="Who decides, as letters, digits, . _ - (dr-meyer); recorded in the ledger."),
+]
+Study = Annotated[str, typer.Argument(help="Study id.")]
+Person = Annotated[
+    str, typer.Option("--by", help='Who decides: "Name, role"; recorded in the ledger.')
+]
+Why = Annotated[
+    str, typer.Option(help="The reason, in your own words; stays here, the others learn none.")
 ]
 
 
@@ -63,15 +69,17 @@ def studies(settings: SettingsFile, as_json: JsonFlag = False) -> None:
 
 
 @app.command()
-def show(settings: SettingsFile) -> None:
+def show(settings: SettingsFile, as_json: JsonFlag = False) -> None:
     """Say in plain words what the waiting study would take from here, at what cost, until when.
 
     Example: lada site show --settings hospital-a/site.toml
-    """
-    from lada_clients.site.runner import show_plan
 
-    for sentence in show_plan(settings):
-        typer.echo(sentence)
+    Works while `lada site run` waits for a decision; what was shown here may be approved here.
+    """
+    from lada_clients.site.decisions import show_plan
+
+    shown = show_plan(settings)
+    answer(shown.to_json(), shown.sentences(), as_json=as_json)
 
 
 @app.command()
@@ -96,26 +104,52 @@ def ledger(
     answer(budget.to_json(), budget.sentences(), as_json=as_json)
 
 
-def _add_decision(decision: Decision, what: str) -> None:
-    @app.command(
-        decision,
-        help=f"{what}\n\nExample: lada site {decision} study-1 --settings hospital-a/site.toml "
-        "--by dr-meyer",
-    )
-    def command(
-        study: Annotated[str, typer.Argument(help="Study id.")], settings: SettingsFile, by: By
-    ) -> None:
-        from lada_clients.site.runner import decide
+@app.command()
+def approve(
+    study: Study,
+    settings: SettingsFile,
+    by: Person,
+    plan: Annotated[
+        str | None,
+        typer.Option(help="How the SHA-256 of the plan begins that was read elsewhere."),
+    ] = None,
+) -> None:
+    """Approve the waiting plan of a study; recorded in the ledger with who did.
 
-        typer.echo(decide(settings, study, decision, by))
+    Example: lada site approve study-1 --settings hospital-a/site.toml --by "A. Meyer, DPO"
+
+    The plan must have been read here, by `lada site show`, or be named by its hash. A waiting `lada
+    site run` then goes on by itself.
+    """
+    from lada_clients.site import decisions
+
+    typer.echo(decisions.approve(settings, study, by=by, plan_hash=plan))
 
 
-_add_decision("approve", "Approve the waiting plan of a study; recorded in the ledger.")
-_add_decision("refuse", "Refuse the waiting plan of a study; recorded in the ledger.")
-_add_decision(
-    "withdraw",
-    "Withdraw from a study: nothing more is released under it; what left cannot be taken back.",
-)
+@app.command()
+def refuse(study: Study, settings: SettingsFile, by: Person, why: Why = "") -> None:
+    """Refuse the waiting plan of a study; recorded in the ledger with who did.
+
+    Example: lada site refuse study-1 --settings hospital-a/site.toml --by "A. Meyer, DPO"
+    --why "The board meets in May."
+    """
+    from lada_clients.site import decisions
+
+    typer.echo(decisions.refuse(settings, study, by=by, why=why))
+
+
+@app.command()
+def withdraw(study: Study, settings: SettingsFile, by: Person, why: Why = "") -> None:
+    """Withdraw from a study: nothing more is released under it; what left cannot be taken back.
+
+    Example: lada site withdraw study-1 --settings hospital-a/site.toml --by "A. Meyer, DPO"
+
+    Needs no network. A running `lada site run` ends with its next step and tells the others, who go
+    on if they are enough.
+    """
+    from lada_clients.site import decisions
+
+    typer.echo(decisions.withdraw(settings, study, by=by, why=why))
 
 
 @app.command("renew-key")

@@ -9,39 +9,24 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
+from lada_clients.net.failures import tell_failed, written_state
 from lada_clients.net.following import follow
 from lada_clients.net.outcomes import Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
-from lada_clients.site.gates.policy import (
-    describe_budget,
-    describe_plan,
-    plan_faults,
-    planned_budget,
-)
-from lada_clients.site.gates.slm import SiteSlm, describe_slm, file_hashes, slm_faults
-from lada_clients.site.ledger.population import (
-    ledger_path,
-    new_ledger_sentence,
-    open_own_ledger,
-    read_promises,
-    read_spending,
-)
+from lada_clients.site.ledger.population import open_own_ledger
 from lada_clients.site.ledger.promised import promised_until_over
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Joined, Traffic
-from lada_protocol.plan import StudyPlan, parse_time
+from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
 from lada_secure.canonical import sha256_hex
-from lada_secure.errors import LadaError, LedgerError, ParameterError
-from lada_secure.logs import configure_logs
-from lada_secure.privacy.accounting.fields import check_name
-from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import Decision
+from lada_secure.errors import LadaError
+from lada_secure.logs import begin_logs, progress_console
 from lada_secure.privacy.release.units import population_fingerprint
-from lada_secure.storage.state_folder import check_state_folder, shared_state_folder
+from lada_secure.storage.state_folder import check_state_folder
 
 LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
@@ -54,8 +39,8 @@ def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
+    begin_logs(settings_path)
     settings, policy = read_site_settings(settings_path)
-    configure_logs(settings.log)
     digests = file_digests(settings)
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
@@ -64,16 +49,21 @@ def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
     # Studies of several coordinators may run side by side: they share the ledger, and each has a
     # folder of its own. Two processes for one coordinator would be one party twice.
     work = sha256_hex(settings.coordinator.encode())[:16]
-    folder = shared_state_folder(settings.state_dir, party=settings.party, role="site", work=work)
-    with folder, _joined(settings, policy) as participant:
+    with (
+        written_state(settings, role="site", pinned=policy.roster_sha256, work=work),
+        _joined(settings, policy) as participant,
+    ):
         turn.begin(
             participant,
             outdated=lambda: read_site_settings(settings_path) != (settings, policy),
         )
         try:
             _take_part(participant, settings, policy, files, digests, turn)
-        except LadaError as error:
-            participant.say_failed(error)
+        except Exception as error:
+            # A defect as well: the others wait for this site, and may know that it is gone.
+            if isinstance(error, LadaError):
+                participant.say_failed(error)
+            tell_failed(participant, error)
             if isinstance(error, StudyFailed):
                 participant.say_goodbye()
             raise
@@ -82,8 +72,7 @@ def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
 
 def follow_site(settings_path: Path) -> None:
     """Take part in one study after the other; see `following.follow`."""
-    settings, _ = read_site_settings(settings_path)
-    configure_logs(settings.log)
+    begin_logs(settings_path)
     follow(lambda turn: run_site(settings_path, turn=turn))
 
 
@@ -96,8 +85,6 @@ def _take_part(
     turn: Turn,
 ) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
-    from rich.console import Console
-
     from lada_clients.site.memory import SiteMemory
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
@@ -108,7 +95,7 @@ def _take_part(
         working_folder(participant, turn) as folder,
         open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book,
         promised_until_over(book, plan, now=_now, over=turn.over),
-        TrainingDisplay(Console(stderr=True), epsilon_cap=cap) as display,
+        TrainingDisplay(progress_console(), epsilon_cap=cap) as display,
     ):
         participant.events.write(
             Joined, round_id=0, step="plan", study_id=plan.study_id, plan_hash=plan.hash
@@ -142,68 +129,6 @@ def _tell_traffic(participant: Participant) -> None:
         bytes_up=traffic.up_bytes,
         bytes_down=traffic.down_bytes,
     )
-
-
-def show_plan(settings_path: Path) -> tuple[str, ...]:
-    """The waiting plan in plain words, what it leaves of the budget, and what the policy says."""
-    settings, policy = read_site_settings(settings_path)
-    files = check_files(settings, policy)
-    with _joined(settings, policy) as participant:
-        # Imported here: the libraries of models take seconds, and a refusal should not.
-        from lada_clients.site.gates.memory import describe_slm_memory
-        from lada_clients.site.public_material import posted_pool
-
-        plan = participant.plan
-        model = SiteSlm(settings=settings, hashes=file_hashes(settings)).identity()
-        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
-        faults += slm_faults(model, plan, policy)
-        verdict = (
-            f"The policy forbids it: {'; '.join(faults)}." if faults else "The policy allows it."
-        )
-        path = ledger_path(settings, policy)
-        promised = read_promises(path, now=_now(), besides=plan.hash)
-        budget = describe_budget(plan, policy, spent=read_spending(path), promised=promised)
-        new = () if path.exists() else (f"{new_ledger_sentence(path, policy)}.",)
-        memory = describe_slm_memory(settings, plan, files, posted_pool(participant))
-        return (*describe_plan(plan), *describe_slm(model), memory, *budget, *new, verdict)
-
-
-def decide(settings_path: Path, study: str, decision: Decision, by: str) -> str:
-    """Record a person's decision about the waiting plan of a study.
-
-    Raises: ParameterError: the waiting plan is another study's. LedgerError: not possible now.
-    """
-    settings, policy = read_site_settings(settings_path)
-    check_name("--by", by)
-    if decision == "approve":
-        # A file that broke must not keep a site in a study.
-        check_files(settings, policy)
-    with _joined(settings, policy) as participant:
-        plan = participant.plan
-        if plan.study_id != study:
-            raise ParameterError(
-                f"the waiting plan is of study {plan.study_id}, not {study}; nothing was recorded"
-            )
-        faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
-        if decision == "approve" and not faults:
-            SiteSlm(settings=settings, hashes=file_hashes(settings)).allowed(plan, policy)
-        if decision == "approve" and faults:
-            raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
-        with open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book:
-            promised = book.promised(now=_now(), besides=plan.hash)
-            spent = spending(book.entries())
-            over = planned_budget(plan, policy, spent=spent, promised=promised).fault()
-            if decision == "approve" and over:
-                raise LedgerError(f"the budget forbids it: {over}")
-            book.decide(
-                decision,
-                study_id=plan.study_id,
-                plan_hash=plan.hash,
-                expires=parse_time(plan.expires),
-                decided_by=by,
-                statement=" ".join(describe_plan(plan)),
-            )
-    return f"recorded in the ledger: {by} decided {decision!r} on study {study}"
 
 
 def _now() -> datetime:

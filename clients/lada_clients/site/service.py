@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal
@@ -12,39 +12,38 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from lada_clients.net.failures import told_as
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges
 from lada_clients.site.gates.files import RecordFiles, SiteFiles
 from lada_clients.site.gates.memory import check_slm_memory
 from lada_clients.site.gates.model import check_with_model
-from lada_clients.site.gates.policy import describe_plan, plan_faults, planned_budget
 from lada_clients.site.gates.slm import SiteSlm, file_hashes
 from lada_clients.site.learner import SiteLearner
-from lada_clients.site.ledger.population import check_shown, is_new, reused_name_faults
+from lada_clients.site.ledger.population import check_shown, is_new
+from lada_clients.site.ledger.shown import ShownLedger
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.public_material import read_public_material
+from lada_clients.site.review import PlanReview
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_clients.site.training_display import TrainingDisplay
 from lada_protocol.events import Accuracy, Epsilon, FellBack, Progress
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.admission import WITH_ACCEPTANCE
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.site import next_site_task
-from lada_protocol.rounds.tasks import Done
+from lada_protocol.rounds.tasks import Done, Post, Task
 from lada_protocol.run_loop import Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import AcceptanceBody, LedgerBody, PathsBody, parse_body
 from lada_secure.allocation.statistics import NoisedStatistics
 from lada_secure.dpsgd.distillation import StepReport
-from lada_secure.errors import LocalProtocolError, PrivacyBudgetExceeded
-from lada_secure.method.mechanisms import planned_events
+from lada_secure.errors import LedgerError, LocalProtocolError
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 from lada_secure.method.site_training import RoundReports
 from lada_secure.privacy.ledger.book import LedgerBook
-from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import DecisionEntry, LedgerEntry, format_ledger_lines
 from lada_secure.privacy.released import Released, post_process
 
 LOG = logging.getLogger(__name__)
@@ -65,35 +64,61 @@ class Site:
     now: Callable[[], datetime]
     display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
+    _ledger: ShownLedger = field(init=False)
     _slm: SiteSlm = field(init=False)
     _learner: SiteLearner | None = None
 
     def __post_init__(self) -> None:
         self._exchanges = SiteExchanges(participant=self.participant, secrets=self.secrets)
+        self._ledger = ShownLedger(participant=self.participant, book=self.book)
         self._slm = SiteSlm(settings=self.settings, hashes=file_hashes(self.settings))
+
+    @property
+    def _plan_review(self) -> PlanReview:
+        return PlanReview(
+            participant=self.participant, policy=self.policy, book=self.book, now=self.now
+        )
 
     def run(self) -> None:
         """Take part in the study to its end.
 
-        Raises: StudyFailed: the coordinator gave up, or this site refused the plan.
+        Raises: StudyFailed: the coordinator gave up, or this site refused the plan or withdrew.
         """
         me = self.participant
         me.sync()
         check_shown(self.book.entries(), me.index, party=me.party)
-        if not isinstance(next_site_task(me.index, site=me.party), Done):
+        if not isinstance(self._next_task(), Done) and not self._plan_review.withdrawn():
             self._check_slm()
-        self.loop.run()
+        try:
+            self._serve()
+        except StudyFailed as error:
+            if missing := self._ledger.not_countersigned():
+                told = error.told or FailureCode.LEDGER_NOT_SHOWN
+                raise type(error)(f"{error}; {missing}", told=told) from error
+            raise
+        if missing := self._ledger.not_countersigned():
+            raise StudyFailed(missing, told=FailureCode.LEDGER_NOT_SHOWN)
         # Every mask and query of the study was used; no later message needs their keys.
         for use in ("mask", "scores"):
             self.secrets.forget(f"{use}-")
+
+    def _serve(self) -> None:
+        try:
+            self.loop.run()
+        except LedgerError:
+            # A person may withdraw in the middle of a step, and the ledger pays for nothing more.
+            if not self._plan_review.withdrawn():
+                raise
+            self._plan_review.leave()
 
     @property
     def loop(self) -> RunLoop:
         """What this site does in a study, task by task."""
         me = self.participant
         return me.run_loop(
-            lambda: next_site_task(me.index, site=me.party),
+            self._next_task,
             {
+                Kind.LEDGER: Handler("close", lambda t: self._show_late(t.attempt)),
                 Kind.ACCEPTANCE: Handler("plan", lambda _: self._review()),
                 Kind.MASK_KEY: Handler(
                     "opening", lambda t: self._exchanges.post_mask_key(t.attempt)
@@ -103,34 +128,31 @@ class Site:
                 Kind.TRAINED: Handler("distillation", lambda t: self._distil(t.round_id)),
                 Kind.SITE_PATHS: Handler("uplink", lambda t: self._answer(t.round_id)),
                 Kind.CLOSE: Handler("close", lambda t: me.close_round(t.round_id)),
+                Kind.REFUSAL: Handler("close", lambda _: self._plan_review.leave()),
             },
         )
+
+    def _next_task(self) -> Task:
+        """What the messages so far ask for, unless a person here has withdrawn."""
+        me = self.participant
+        task = next_site_task(me.index, site=me.party, unshown=self._ledger.unshown())
+        leaves = not isinstance(task, Done) and self._plan_review.withdrawn()
+        return Post(kind=Kind.REFUSAL) if leaves else task
 
     def _review(self) -> None:
         """Step 1: accept or refuse; either decision is a ledger entry before it is a message."""
         me, plan = self.participant, self.participant.plan
-        code, faults = self._faults_of_plan()
-        if not faults:
-            # Before the acceptance, and before the ledger has any of it.
-            self.record_files.keep()
+        if not self._plan_review.passes():
+            # The study ended while people were waited for; the next task says how.
+            return
+        # Before the acceptance, and before the ledger has any of it.
+        self.record_files.keep()
+        with told_as(FailureCode.MODEL):
             model = self._slm.allowed(plan, self.policy)
-            self._check_with_model()
-            # The gate has loaded it since.
-            self._slm.check(model)
-            code, faults = self._promised_budget()
-        if faults or self.policy.approval == "policy":
-            self.book.decide(
-                "refuse" if faults else "approve",
-                study_id=plan.study_id,
-                plan_hash=plan.hash,
-                expires=parse_time(plan.expires),
-                decided_by=f"policy-of-{me.party}",
-                statement="; ".join(faults) if faults else " ".join(describe_plan(plan)),
-            )
-        if faults:
-            message = f"{me.party} refuses the plan: {'; '.join(faults)}"
-            me.post(Kind.REFUSAL, {"code": code, "message": message[:1000]})
-            raise StudyFailed(message)
+        self._check_with_model()
+        # The gate has loaded it since.
+        self._slm.check(model)
+        self._plan_review.accept()
         # Both may be there after a crash; the acceptance speaks of the ledger that was shown, so
         # that the auditor can tell whether it is the whole one.
         shown = parse_body(self._post_ledger(0, WITH_ACCEPTANCE), LedgerBody)
@@ -149,46 +171,6 @@ class Site:
         # After a crash it may be an earlier acceptance that was sent again.
         self._check_slm()
         self._tell_accuracy("before", round_id=0)
-
-    def _faults_of_plan(self) -> tuple[str, tuple[str, ...]]:
-        """Why this site refuses the plan, and the code of that; nothing where it may accept."""
-        plan, entries = self.participant.plan, self.book.entries()
-        faults = plan_faults(plan, self.policy, roster=self.participant.roster, now=self.now())
-        faults += reused_name_faults(entries, plan)
-        if faults:
-            return "policy", faults
-        if over := self._over_budget():
-            return "over_budget", (over,)
-        if self.policy.approval == "person" and not _approved(entries, plan):
-            return "policy", (
-                "nobody has approved it here; read it with `lada site show` and decide with "
-                f"`lada site approve {plan.study_id}`",
-            )
-        return "policy", ()
-
-    def _over_budget(self) -> str:
-        """Why the whole study does not fit into the population's budget; empty where it does."""
-        plan = self.participant.plan
-        promised = self.book.promised(now=self.now(), besides=plan.hash)
-        spent = spending(self.book.entries())
-        return planned_budget(plan, self.policy, spent=spent, promised=promised).fault()
-
-    def _promised_budget(self) -> tuple[str, tuple[str, ...]]:
-        """Promise the study its whole budget before it is accepted; faults where it is gone.
-
-        Other processes of this site may have joined another study while this one was looked at.
-        """
-        plan = self.participant.plan
-        try:
-            self.book.promise(
-                tuple(planned_events(plan).values()),
-                study_id=plan.study_id,
-                plan_hash=plan.hash,
-                expires=parse_time(plan.expires),
-            )
-        except PrivacyBudgetExceeded as error:
-            return "over_budget", (self._over_budget() or str(error),)
-        return "policy", ()
 
     def _check_slm(self) -> None:
         """Raises: ModelChanged: the SLM is not the one that this site has accepted with."""
@@ -282,20 +264,15 @@ class Site:
 
     def _post_ledger(self, round_id: int, purpose: str) -> Envelope:
         """Show the auditor every entry since the last part, before anything they paid for."""
-        me, entries = self.participant, self.book.entries()
-        shown = [
-            int(message.header.body["head_index"]) + 1
-            for message in me.index
-            if message.kind is Kind.LEDGER and message.header.sender == me.party
-        ]
-        first, head = max(shown, default=0), entries[-1]
-        return me.post(
-            Kind.LEDGER,
-            {"first_index": first, "head_index": head.index, "head_hash": head.entry_hash},
-            lambda: format_ledger_lines(entries[first:]),
-            round_id=round_id,
-            purpose=purpose,
+        return self._ledger.show(round_id, purpose)
+
+    def _show_late(self, place: Attempt) -> None:
+        """Show what was spent on a round that went on without this site."""
+        LOG.warning(
+            "round %d went on without this site; what it has spent on it is shown to the auditor",
+            place.round_id,
         )
+        self._post_ledger(place.round_id, place.purpose)
 
     @property
     def learner(self) -> SiteLearner:
@@ -304,15 +281,18 @@ class Site:
             plan, files = self.participant.plan, self.files
             bound = plan.privacy.max_records_per_unit
             self._check_slm()
-            self._learner = SiteLearner.load(
-                plan,
-                self.settings,
-                read_public_material(self.participant),
-                files.units(self.policy, max_records_per_unit=bound),
-                held_out=() if files.held_out is None else files.held_out.records,
-                book=self.book,
-                memory=self.memory,
-            )
+            # Outside of what is told: it reads the records.
+            units = files.units(self.policy, max_records_per_unit=bound)
+            with told_as(FailureCode.MODEL):
+                self._learner = SiteLearner.load(
+                    plan,
+                    self.settings,
+                    read_public_material(self.participant),
+                    units,
+                    held_out=() if files.held_out is None else files.held_out.records,
+                    book=self.book,
+                    memory=self.memory,
+                )
             self._check_slm()
         return self._learner
 
@@ -376,11 +356,3 @@ class Site:
                 n=len(self.learner.held_out),
                 seconds=round(time.monotonic() - began, 3),
             )
-
-
-def _approved(entries: Sequence[LedgerEntry], plan: StudyPlan) -> bool:
-    """Whether a person's newest decision on this study approves this very plan."""
-    for entry in reversed(entries):
-        if isinstance(entry, DecisionEntry) and entry.study_id == plan.study_id:
-            return (entry.decision, entry.plan_hash) == ("approve", plan.hash)
-    return False

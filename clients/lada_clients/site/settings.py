@@ -8,6 +8,7 @@ from typing import Annotated, ClassVar, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from lada_protocol.kinds import Role
 from lada_protocol.party_files import (
     DiallingSettings,
     ModelSettings,
@@ -41,6 +42,7 @@ class SlmSettings(ModelSettings):
 class SiteSettings(DiallingSettings):
     """`site.toml`."""
 
+    role: ClassVar[Role | None] = Role.SITE
     moved: ClassVar[Mapping[str, str]] = {
         "device": "device in the table [model]",
         "precision": "dtype in the table [model]",
@@ -98,7 +100,8 @@ class RecordRules(BaseModel):
 class SitePolicy(Settings):
     """`policy.toml`: the most that any study may ask of this site.
 
-    A plan that passes any bound is refused before a record is touched.
+    A plan that passes any bound is refused before a record is touched. counts_rounded_up_to: how
+    coarsely `lada site show` tells of how many people a study would be; 1 for exactly.
     """
 
     roster_sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
@@ -111,6 +114,7 @@ class SitePolicy(Settings):
     min_ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
     pool_gradients: tuple[Literal["public", "private"], ...] = ("public", "private")
     approval: Literal["policy", "person"] = "policy"
+    counts_rounded_up_to: Annotated[int, Field(ge=1, le=1000)] = 10
     units: UnitRules = UnitRules()
     records: RecordRules = RecordRules()
     model: SlmPlan = SlmPlan()

@@ -53,7 +53,7 @@ def _by(strategy: str, **changes: Json) -> dict[str, Json]:
 
     changes: to the allocation beside that.
     """
-    alone = {"strategy": strategy, "sample_value": None, "draw": None, **changes}
+    alone = {"strategy": strategy, "sample_value": None, **changes}
     return {f"allocation.{name}": value for name, value in alone.items()}
 
 
@@ -94,26 +94,6 @@ _PAPER: Mapping[str, Json] = {
     "allocation.exploration_weight": 1.0,
     "distillation.contrastive_weight": 0.1,
     "distillation.contrastive_form": "dpo",
-}
-
-# Forms of the learnability gap: what cells and samples are worth, and how samples are drawn.
-# All but the last two have the cells of "topic-quotas", so that what a sample is worth is the one
-# thing in which they differ.
-FORMS: Mapping[str, tuple[str, Mapping[str, Json]]] = {
-    "mass": ("cells by noised mass", _by("domain")),
-    "band": ("and samples by the band of the SLM", _by("domain", sample_value="band")),
-    "gap": ("and only what the SLM gets wrong", _by("domain", sample_value="gap")),
-    "gain": ("and samples by expected gain", _by("domain", sample_value="gain")),
-    "full-gain": (
-        "and cells by mass x what the SLM lacks",
-        _by("gain", sample_value="gain"),
-    ),
-    "valued-gain": ("full-gain, judged", _by("valued_gain", sample_value="gain")),
-}
-DRAWS: Mapping[str, str] = {
-    "top": "the best ones",
-    "soft": "drawn by lot",
-    "stratified": "in the pool's mix of answers",
 }
 
 POOL_SHARES = {"holdout": 0.15, "candidates": 0.6}
@@ -254,14 +234,20 @@ _ALL = (
         asks="loss-based",
         baseline="fedmkt",
     ),
-    *(
-        Arm(
-            name=f"{name}-{draw}",
-            summary=f"{what}; {how}",
-            changes={**changes, "allocation.draw": draw},
-        )
-        for name, (what, changes) in FORMS.items()
-        for draw, how in DRAWS.items()
+    Arm(
+        name="gap-top",
+        summary="topic-quotas, and only what the SLM gets wrong",
+        changes=_by("domain", sample_value="gap"),
+    ),
+    Arm(
+        name="gain-top",
+        summary="topic-quotas, and samples by expected gain",
+        changes=_by("domain", sample_value="gain"),
+    ),
+    Arm(
+        name="full-gain-top",
+        summary="gain-top, and topics by mass x what the SLM lacks: lada-secure without judges",
+        changes=_by("gain", sample_value="gain"),
     ),
     # Every strategy alone, so that a new one can be run at once.
     *(

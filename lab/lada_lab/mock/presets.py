@@ -81,7 +81,7 @@ def by_strategy(preset: Preset, strategy: str) -> Preset:
     name = allocation_strategy(strategy).name
     if name == preset.allocation.strategy:
         return preset
-    other = {"strategy": name, "sample_value": None, "draw": None, "known_share": None}
+    other = {"strategy": name, "sample_value": None}
     return preset.model_copy(update={"allocation": preset.allocation.model_copy(update=other)})
 
 

@@ -14,13 +14,15 @@ import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
-from lada_secure.canonical import canonical_json
 from lada_secure.data.importing.mapping import (
     AnswerField,
+    AnyMapping,
     ChoicesField,
-    RecordFields,
+    Mapping,
+    QuestionFields,
+    TaskSettings,
     TextField,
 )
 from lada_secure.data.importing.rows import Cells, Reject, Row
@@ -29,6 +31,7 @@ from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import Record
 from lada_secure.data.unit_ids import canonical_unit, looks_missing
+from lada_secure.data.verification import normalised, read_number
 from lada_secure.errors import ParameterError
 
 # All but tab and line ends; those of C1 are what a wrong encoding leaves.
@@ -38,15 +41,25 @@ _EXPONENT: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID_BYTES: Final = 12
 _REMEMBERED: Final = 20_000
-_Read: TypeAlias = Callable[[Cells], "str | None"]
+Read: TypeAlias = Callable[[Cells], "str | None"]
 # Choices by their place in the source; None is one that was left out.
 _Places: TypeAlias = Sequence["str | None"]
 
 
-class _Unusable(Exception):
+class UnusableRow(Exception):
+    """What is wrong with a row, and in which column. reason: of `REASONS`."""
+
     def __init__(self, reason: str, column: str) -> None:
         super().__init__(reason)
         self.reason, self.column = reason, column
+
+
+class Question(NamedTuple):
+    """What a record and a sample of the pool have in common."""
+
+    question: str
+    choices: tuple[str, ...]
+    answer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,33 @@ class Candidate:
     canonical: str
 
 
+class QuestionReader:
+    """Reads questions with their choices and answers out of rows."""
+
+    def __init__(self, mapping: AnyMapping) -> None:
+        fields = mapping.record
+        self._answer_field, self._choices = fields.answer, fields.choices
+        self._question_field, self._task = fields.question, mapping.task
+        self._question, self._answer = text_reader(fields.question), text_reader(fields.answer)
+        self._fixed = None if fields.choices is None else fields.choices.constant or None
+
+    def read(self, cells: Cells) -> Question:
+        """The question of a row. Raises: UnusableRow."""
+        for name, cell in cells.items():
+            if cell is not None and len(cell) > MAX_LINE_BYTES:
+                raise UnusableRow("cell-too-long", name)
+        question = needed(self._question(cells), self._question_field)
+        places = _places(self._choices, self._fixed, cells)
+        choices = tuple(choice for choice in places if choice is not None)
+        if places:
+            _check_choices(choices, self._choices)
+        stated = needed(self._answer(cells), self._answer_field)
+        answer = _answer(stated, places, choices, self._answer_field)
+        if self._task is not None and self._task.kind == "number":
+            _check_number(answer, self._task, self._answer_field)
+        return Question(question, choices, answer)
+
+
 class Converter:
     """Makes records of rows by the fields of a mapping.
 
@@ -68,46 +108,36 @@ class Converter:
     with it, for a bare hash could be confirmed by whoever guesses the text.
     """
 
-    def __init__(self, fields: RecordFields, *, key: bytes) -> None:
+    def __init__(self, mapping: Mapping, *, key: bytes) -> None:
+        fields = mapping.record
         self._fields, self._key = fields, key
-        self._unit = _reader(fields.unit)
-        self._question = _reader(fields.question)
-        self._answer = _reader(fields.answer)
-        self._rationale = None if fields.rationale is None else _reader(fields.rationale)
-        self._id = None if fields.id is None else _reader(fields.id)
+        self._task = None if mapping.task is None else mapping.task.task()
+        self._unit = text_reader(fields.unit)
+        self._reads = QuestionReader(mapping)
+        self._rationale = None if fields.rationale is None else text_reader(fields.rationale)
+        self._id = None if fields.id is None else text_reader(fields.id)
         # People come again and again, often in rows that follow one another.
         self._canonical = lru_cache(maxsize=_REMEMBERED)(canonical_unit)
-        self._fixed = None if fields.choices is None else fields.choices.constant or None
 
     def convert(self, row: Row) -> Candidate | Reject:
         """The record of a row, or why it has none."""
         try:
             return self._candidate(row)
-        except _Unusable as error:
+        except UnusableRow as error:
             return Reject(row.line, error.reason, error.column)
 
     def _candidate(self, row: Row) -> Candidate:
         fields, cells = self._fields, row.cells
-        for name, cell in cells.items():
-            if cell is not None and len(cell) > MAX_LINE_BYTES:
-                raise _Unusable("cell-too-long", name)
-        unit = _needed(self._unit(cells), fields.unit)
+        unit = needed(self._unit(cells), fields.unit)
         canonical = self._checked_unit(unit)
-        question = _needed(self._question(cells), fields.question)
-        places = _places(fields.choices, self._fixed, cells)
-        choices = tuple(choice for choice in places if choice is not None)
-        if places:
-            _check_choices(choices, fields.choices)
-        answer = _answer(
-            _needed(self._answer(cells), fields.answer), places, choices, fields.answer
-        )
+        question, choices, answer = self._reads.read(cells)
         rationale = None if self._rationale is None else self._rationale(cells)
         if rationale is not None and not rationale.strip():
             rationale = None
         if rationale is not None:
             _check_text(rationale, fields.rationale)
         told = (unit, question, choices, answer, rationale)
-        record_id = self._made_id(told) if self._id is None else _needed(self._id(cells), fields.id)
+        record_id = self._made_id(told) if self._id is None else needed(self._id(cells), fields.id)
         record = Record(
             record_id=record_id,
             unit=unit,
@@ -115,6 +145,7 @@ class Converter:
             choices=choices,
             answer=answer,
             rationale=rationale,
+            task=self._task,
         )
         return Candidate(row.line, record, canonical)
 
@@ -122,9 +153,9 @@ class Converter:
         canonical = self._canonical(unit)
         column = _column(self._fields.unit)
         if looks_missing(canonical) and self._fields.unit.missing_like == "refuse":
-            raise _Unusable("unit-looks-missing", column)
+            raise UnusableRow("unit-looks-missing", column)
         if _EXPONENT.fullmatch(unit):
-            raise _Unusable("unit-in-exponent-form", column)
+            raise UnusableRow("unit-in-exponent-form", column)
         return canonical
 
     def _made_id(self, told: tuple[object, ...]) -> str:
@@ -133,28 +164,14 @@ class Converter:
         return mac.hexdigest()[: 2 * _ID_BYTES]
 
 
-def record_line(record: Record) -> bytes:
-    """A record as the line of a file that is written, with its end."""
-    # By hand: `asdict` copies deeply, and that took a quarter of an import.
-    fields = {
-        "record_id": record.record_id,
-        "unit": record.unit,
-        "question": record.question,
-        "choices": record.choices,
-        "answer": record.answer,
-        "rationale": record.rationale,
-    }
-    return canonical_json(fields) + b"\n"
-
-
 def _column(field: TextField | None) -> str:
     """The column to name beside a fault of a field: its own, or all of a template's."""
     return "" if field is None else " ".join(field.columns())
 
 
-def _reader(field: TextField) -> _Read:
+def text_reader(field: TextField) -> Read:
     """The text of a field in a row's cells; None where its cell is empty."""
-    read: _Read
+    read: Read
     if field.template is not None:
         template = RowTemplate(field.template)
 
@@ -164,7 +181,7 @@ def _reader(field: TextField) -> _Read:
             except Unusable as error:
                 empty = [name for name in template.columns if not cells.get(name)]
                 named = empty if error.reason == "cell-empty" else template.columns
-                raise _Unusable(error.reason, " ".join(named)) from error
+                raise UnusableRow(error.reason, " ".join(named)) from error
     elif field.column is not None:
         column = field.column
 
@@ -178,7 +195,7 @@ def _reader(field: TextField) -> _Read:
     return _translated(read, field) if field.values or field.strip else read
 
 
-def _translated(read: _Read, field: TextField) -> _Read:
+def _translated(read: Read, field: TextField) -> Read:
     def translated(cells: Cells) -> str | None:
         text = read(cells)
         if text is None:
@@ -187,22 +204,23 @@ def _translated(read: _Read, field: TextField) -> _Read:
         if not field.values:
             return text
         if text not in field.values:
-            raise _Unusable("value-unknown", _column(field))
+            raise UnusableRow("value-unknown", _column(field))
         return field.values[text]
 
     return translated
 
 
-def _needed(text: str | None, field: TextField | None) -> str:
+def needed(text: str | None, field: TextField | None) -> str:
+    """A text that must be there. Raises: UnusableRow."""
     if text is None or not text.strip():
-        raise _Unusable("cell-empty", _column(field))
+        raise UnusableRow("cell-empty", _column(field))
     _check_text(text, field)
     return text
 
 
 def _check_text(text: str, field: TextField | None) -> None:
     if _CONTROL.search(text):
-        raise _Unusable("control-character", _column(field))
+        raise UnusableRow("control-character", _column(field))
 
 
 def _places(field: ChoicesField | None, fixed: tuple[str, ...] | None, cells: Cells) -> _Places:
@@ -214,21 +232,21 @@ def _places(field: ChoicesField | None, fixed: tuple[str, ...] | None, cells: Ce
         return tuple(_place(cells.get(name), name, field) for name in field.columns)
     cell = cells.get(field.column)
     if cell is None or not cell.strip():
-        raise _Unusable("cell-empty", field.column)
+        raise UnusableRow("cell-empty", field.column)
     try:
         texts = _listed(cell) if field.json_list else _separated(cell, str(field.separator))
     except (ValueError, csv.Error, RecursionError) as error:
-        raise _Unusable("choices-unreadable", field.column) from error
+        raise UnusableRow("choices-unreadable", field.column) from error
     return tuple(_place(text, field.column, field) for text in texts)
 
 
 def _place(text: str | None, column: str, field: ChoicesField) -> str | None:
     if text is None or not text.strip():
         if field.empty == "refuse":
-            raise _Unusable("cell-empty", column)
+            raise UnusableRow("cell-empty", column)
         return None
     if _CONTROL.search(text):
-        raise _Unusable("control-character", column)
+        raise UnusableRow("control-character", column)
     return text
 
 
@@ -253,18 +271,18 @@ def _check_choices(choices: Sequence[str], field: ChoicesField | None) -> None:
     column = "" if field is None else " ".join(field.named())
     wanted = None if field is None else field.count
     if not 2 <= len(choices) <= MAX_CHOICES or (wanted is not None and len(choices) != wanted):
-        raise _Unusable("choices-count", column)
+        raise UnusableRow("choices-count", column)
     if len(set(choices)) != len(choices):
-        raise _Unusable("choices-repeat", column)
+        raise UnusableRow("choices-repeat", column)
 
 
 def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerField) -> str:
     column = _column(field)
     if not places:
         if looks_missing(canonical_unit(stated)) and field.missing_like == "refuse":
-            raise _Unusable("answer-looks-missing", column)
+            raise UnusableRow("answer-looks-missing", column)
         if len(stated.splitlines()) > 1:
-            raise _Unusable("answer-of-many-lines", column)
+            raise UnusableRow("answer-of-many-lines", column)
         return stated
     if field.stands_as != "text":
         return _at_place(stated.strip(), places, field)
@@ -272,10 +290,22 @@ def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerF
         return stated
     near = [choice for choice in choices if _folded(choice) == _folded(stated)]
     if len(near) != 1:
-        raise _Unusable("answer-not-among-choices", column)
+        raise UnusableRow("answer-not-among-choices", column)
     if field.match == "exact":
-        raise _Unusable("answer-differs-by-case-or-space", column)
+        raise UnusableRow("answer-differs-by-case-or-space", column)
     return near[0]
+
+
+def _check_number(answer: str, task: TaskSettings, field: AnswerField) -> None:
+    """The gold answer of a number must be one, in a unit that an evaluation can compare."""
+    found = read_number(answer)
+    if found is None:
+        raise UnusableRow("answer-no-number", _column(field))
+    allowed = {normalised(name) for name in task.units or ()}
+    if task.unit is not None:
+        allowed = {normalised(task.unit)}
+    if allowed and found[1] not in allowed:
+        raise UnusableRow("answer-other-unit", _column(field))
 
 
 def _at_place(stated: str, places: _Places, field: AnswerField) -> str:
@@ -287,7 +317,7 @@ def _at_place(stated: str, places: _Places, field: AnswerField) -> str:
         place = -1
     choice = places[place] if 0 <= place < len(places) else None
     if choice is None:
-        raise _Unusable("answer-no-place", _column(field))
+        raise UnusableRow("answer-no-place", _column(field))
     return choice
 
 
@@ -295,7 +325,7 @@ def _folded(text: str) -> str:
     return " ".join(text.casefold().split())
 
 
-def check_constants(fields: RecordFields) -> None:
+def check_constants(fields: QuestionFields) -> None:
     """What no row can mend: constant choices that make no question.
 
     Raises: ParameterError.
@@ -304,7 +334,7 @@ def check_constants(fields: RecordFields) -> None:
     if fixed:
         try:
             _check_choices([_place(one, "", fields.choices) or "" for one in fixed], fields.choices)  # type: ignore[arg-type]
-        except _Unusable as error:
+        except UnusableRow as error:
             raise ParameterError(
                 f"record.choices.constant: {error.reason}; expected 2 to {MAX_CHOICES} different "
                 "texts, none blank"

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Final
 
 from lada_secure.data.importing.delimited import DELIMITERS
+from lada_secure.data.importing.kind_guessing import kind_remarks
 from lada_secure.data.importing.mapping import FORMAT, SourceSettings
 from lada_secure.data.importing.rows import Row
 from lada_secure.data.importing.sources import LOOKED_AT, kind_of, open_source
@@ -134,6 +135,7 @@ def first_mapping(source: str, *, query: str | None) -> Guess:
         "",
     ]
     lines += _remarks(names, rows)
+    lines += _kind_remarks(names, rows)
     return Guess(text="\n".join(lines) + "\n", guessed=tuple(notes.guessed), open=tuple(notes.open))
 
 
@@ -307,6 +309,13 @@ def _remarks(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
                     f"# {json.dumps(name)}: looks like {what}, and stays text. In a template: "
                     f"{{{{ row[{json.dumps(name)}] | {read} }}}}"
                 )
+
+
+def _kind_remarks(names: Sequence[str], rows: Sequence[Row]) -> Iterator[str]:
+    answer = _column(names, _CALLED["answer"])
+    if answer is None or _numbered(names) or _column(names, _CALLED["choices"]) is not None:
+        return
+    yield from kind_remarks([text for row in rows if (text := row.cells.get(answer))])
 
 
 def _column(names: Sequence[str], called: Sequence[str]) -> str | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterator
-from typing import Annotated, Any, Final, Literal, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias, TypeVar
 
 from pydantic import (
     AfterValidator,
@@ -21,12 +21,17 @@ from pydantic import (
 
 from lada_secure.data.importing.templates import RowTemplate
 from lada_secure.data.prompts import MAX_CHOICES
+from lada_secure.data.tasks import Kind as TaskKind
+from lada_secure.data.tasks import Task, parse_task
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.errors import ParameterError
 from lada_secure.storage.toml_tables import parse_table
 
 FORMAT: Final = "lada-mapping/1"
 Kind: TypeAlias = Literal["csv", "parquet", "jsonl", "json", "excel", "dataset", "sql"]
+
+
+_Form = TypeVar("_Form", bound="AnyMapping")
 
 
 def _known_encoding(name: str) -> str:
@@ -171,15 +176,38 @@ class ChoicesField(_Frozen):
         return self.columns if self.column is None else (self.column,)
 
 
-class RecordFields(_Frozen):
-    """[record]. id: None: made from what the record says, keyed, and stable over imports.
-    choices: None: open questions. rationale: an empty one is none."""
+class QuestionFields(_Frozen):
+    """What records and samples of a pool have in common. id: None: made from what the row says, and
+    stable over imports. choices: None: open questions."""
 
     id: TextField | None = None
-    unit: UnitField
     question: TextField
     choices: ChoicesField | None = None
     answer: AnswerField
+
+    def fields(self) -> Iterator[TextField]:
+        """Those that are given, but for the choices."""
+        yield from (one for one in (self.id, self.question, self.answer) if one is not None)
+
+
+class RecordFields(QuestionFields):
+    """[record]. rationale: an empty one is none."""
+
+    unit: UnitField
+    rationale: TextField | None = None
+
+    def fields(self) -> Iterator[TextField]:
+        """See `QuestionFields`."""
+        yield from QuestionFields.fields(self)
+        yield self.unit
+        if self.rationale is not None:
+            yield self.rationale
+
+
+class SampleFields(QuestionFields):
+    """[record] for the pool, which is of nobody. unit and rationale: not read."""
+
+    unit: UnitField | None = None
     rationale: TextField | None = None
 
 
@@ -189,42 +217,146 @@ class SplitSettings(_Frozen):
     held_out: float = Field(default=0.0, ge=0.0, lt=1.0)
 
 
-class Mapping(_Frozen):
-    """A whole mapping file."""
+class TaskSettings(_Frozen):
+    """[task]: what kind of task the records are, for evaluations; left out: nobody says.
+
+    unknown: of yes_no_unknown, the choice that says so. Of number: tolerance is of the gold
+    number, absolute in its unit; unit: what every gold answer must have; units: what one of each is
+    in a common one.
+    """
+
+    kind: TaskKind
+    unknown: str | None = None
+    tolerance: int | float | None = None
+    absolute: int | float | None = None
+    unit: str | None = Field(default=None, min_length=1)
+    units: dict[str, int | float] | None = None
+
+    def task(self) -> Task:
+        """As records carry it. Raises: ParameterError: keys of another kind, or no sense."""
+        return parse_task(self.model_dump(exclude_none=True, exclude={"unit"}))
+
+    @model_validator(mode="after")
+    def _of_its_kind(self) -> TaskSettings:
+        if self.unit is not None and self.kind != "number":
+            raise ValueError("unit is of kind number alone")
+        try:
+            self.task()
+        except ParameterError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+
+class PoolSettings(_Frozen):
+    """[pool]: read by imports for the pool alone. licence, source: of every sample; an empty cell
+    says nothing."""
+
+    licence: TextField | None = None
+    source: TextField | None = None
+
+
+class AnyMapping(_Frozen):
+    """What all mappings have in common."""
 
     format: Literal["lada-mapping/1"]
     source: SourceSettings = SourceSettings()
-    record: RecordFields
+    record: QuestionFields
+    task: TaskSettings | None = None
+    pool: PoolSettings = PoolSettings()
     split: SplitSettings = SplitSettings()
+
+    @model_validator(mode="after")
+    def _task_has_its_choices(self) -> AnyMapping:
+        if self.task is None:
+            return self
+        kind, choices = self.task.kind, self.record.choices
+        if kind in ("text", "number"):
+            if choices is not None:
+                raise ValueError(f"task.kind {kind} is of open questions, and record has choices")
+            return self
+        if choices is None:
+            raise ValueError(f"task.kind {kind} needs record.choices")
+        if kind != "choice" and not choices.constant:
+            raise ValueError(
+                f"task.kind {kind} has the same labels in every row; name them as "
+                "choices = { constant = [...] }"
+            )
+        if kind == "yes_no_unknown" and (
+            len(choices.constant) != 3 or self.task.unknown not in choices.constant
+        ):
+            raise ValueError(
+                "task.kind yes_no_unknown has 3 choices, of which task.unknown is one; "
+                f"record.choices has {len(choices.constant)}"
+            )
+        return self
 
     def columns(self) -> frozenset[str]:
         """Every column that an import reads."""
         choices = () if self.record.choices is None else self.record.choices.named()
-        named = {name for field in self._fields() for name in field.columns()}
+        named = {name for field in self.fields() for name in field.columns()}
         return frozenset({*self.source.only, *choices, *named})
 
     def spared(self) -> frozenset[str]:
         """Those of `columns` that may be in no row of a nested source."""
-        needed = {name for one in self._fields() for name in set(one.columns()) - one.spared()}
+        needed = {name for one in self.fields() for name in set(one.columns()) - one.spared()}
         choices = self.record.choices
         if choices is not None and choices.empty == "refuse":
             needed |= set(choices.named())
-        if self.record.rationale is not None:
-            needed -= set(self.record.rationale.columns())
+        for field in self.may_be_empty():
+            needed -= set(field.columns())
         return self.columns() - needed - set(self.source.only)
 
-    def _fields(self) -> Iterator[TextField]:
-        record = self.record
-        for field in (record.id, record.unit, record.question, record.answer, record.rationale):
+    def fields(self) -> Iterator[TextField]:
+        """All that are read, but for the choices."""
+        yield from self.record.fields()
+
+    def may_be_empty(self) -> Iterator[TextField]:
+        """Those of `fields` that say nothing where their cell is empty."""
+        yield from ()
+
+
+class Mapping(AnyMapping):
+    """A whole mapping file, for records."""
+
+    record: RecordFields
+
+    def may_be_empty(self) -> Iterator[TextField]:
+        """See `AnyMapping`."""
+        if self.record.rationale is not None:
+            yield self.record.rationale
+
+
+class PoolMapping(AnyMapping):
+    """A whole mapping file, for the public pool: people, reasoning and split are not read."""
+
+    record: SampleFields
+
+    def fields(self) -> Iterator[TextField]:
+        """See `AnyMapping`."""
+        yield from self.record.fields()
+        yield from self.may_be_empty()
+
+    def may_be_empty(self) -> Iterator[TextField]:
+        """See `AnyMapping`."""
+        for field in (self.pool.licence, self.pool.source):
             if field is not None:
                 yield field
 
 
 def parse_mapping(raw: bytes, *, where: str) -> Mapping:
-    """Parse a mapping. Raises: ParameterError: all that is wrong, a line each."""
+    """Parse a mapping for records. Raises: ParameterError: all that is wrong, a line each."""
+    return _parsed(Mapping, raw, where)
+
+
+def parse_pool_mapping(raw: bytes, *, where: str) -> PoolMapping:
+    """Parse a mapping for the pool. Raises: ParameterError: all that is wrong, a line each."""
+    return _parsed(PoolMapping, raw, where)
+
+
+def _parsed(form: type[_Form], raw: bytes, where: str) -> _Form:
     table = parse_table(raw, where=where)
     try:
-        return Mapping.model_validate(table)
+        return form.model_validate(table)
     except ValidationError as error:
         told = []
         for fault in error.errors(include_url=False, include_input=False):

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final
 
-from lada_secure.errors import TransportError
+from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.whole_files import open_part, sweep_parts, sync
 
 RECORDS: Final = "records.jsonl"
@@ -18,7 +18,33 @@ REJECTS: Final = "rejects.csv"
 DUPLICATES: Final = "near-duplicates.csv"
 REPORT: Final = "import-report.json"
 INDEX: Final = "import-index"
+POOL: Final = "pool.jsonl"
+POOL_REJECTS: Final = "pool-rejects.csv"
+POOL_ALIKE: Final = "pool-alike.csv"
+_ALL: Final = (
+    *(INDEX, RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT),
+    *(POOL, POOL_REJECTS, POOL_ALIKE),
+)
 _BUFFER_BYTES: Final = 1024 * 1024
+
+
+def check_apart(out: Path, read: Mapping[str, Path], *, written: Iterable[str]) -> None:
+    """Raises: ParameterError: an import would write over what it reads.
+
+    Args: read: by what it is. written: names of the files that the import writes.
+    """
+    names = tuple(written)
+    for what, path in read.items():
+        for name in names:
+            try:
+                same = (out / name).samefile(path)
+            except (OSError, ValueError):
+                continue
+            if same:
+                raise ParameterError(
+                    f"--out {out}: {what} is its {name}, which an import writes; name another "
+                    "folder. Nothing was changed"
+                )
 
 
 class OutputFolder:
@@ -34,7 +60,7 @@ class OutputFolder:
         self._files: dict[str, BinaryIO] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            for name in (INDEX, RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT):
+            for name in _ALL:
                 sweep_parts(folder, pattern=f".{name}.*")
         except OSError as error:
             raise TransportError(f"cannot write {folder}: {error.strerror}") from error

@@ -10,6 +10,8 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+
 from lada_secure.data.importing.near_duplicates import MAX_INDEXED, NearTexts
 from lada_secure.data.importing.outputs import DUPLICATES, HELD_OUT, RECORDS, OutputFolder
 from lada_secure.data.importing.reports import NearCounts
@@ -32,9 +34,9 @@ def count_near(out: OutputFolder, pool: Sequence[PoolSample]) -> NearCounts:
 
     Compared is the question with its choices. Raises: TransportError: the disk is full.
     """
-    held = sum(1 for _ in _texts(out.part(HELD_OUT)))
-    index = NearTexts(islice(_texts(out.part(HELD_OUT)), MAX_INDEXED))
-    samples = NearTexts(_text(one.question, one.choices) for one in pool[:MAX_INDEXED])
+    held = _Lines(out.part(HELD_OUT))
+    index = NearTexts(held)
+    samples = NearTexts([text_of(one.question, one.choices) for one in pool[:MAX_INDEXED]])
     out.write(DUPLICATES, csv_line(("file", "line", "near", "named")))
     counts = {"across": 0, "pool": 0}
     for written, (name, line, found, kind) in enumerate(_found(out, index, samples)):
@@ -44,8 +46,8 @@ def count_near(out: OutputFolder, pool: Sequence[PoolSample]) -> NearCounts:
             out.write(DUPLICATES, csv_line((name, line, *other)))
     return NearCounts(
         **counts,
-        compared=min(held, MAX_INDEXED) + min(len(pool), MAX_INDEXED),
-        of_all=held + len(pool),
+        compared=min(len(held), MAX_INDEXED) + min(len(pool), MAX_INDEXED),
+        of_all=len(held) + len(pool),
     )
 
 
@@ -69,12 +71,37 @@ def _found(
             first += len(chunk)
 
 
+class _Lines:
+    """The texts of a part file: read in order, or again by their place."""
+
+    def __init__(self, part: Path) -> None:
+        self._part = part
+        with part.open("rb") as file:
+            lengths = np.fromiter((len(line) for line in file), np.int64)
+        self._starts = np.concatenate((np.zeros(1, np.int64), np.cumsum(lengths)))
+
+    def __len__(self) -> int:
+        return len(self._starts) - 1
+
+    def __iter__(self) -> Iterator[str]:
+        return _texts(self._part)
+
+    def __getitem__(self, place: int, /) -> str:
+        with self._part.open("rb") as file:
+            file.seek(int(self._starts[place]))
+            return _text_in(file.readline())
+
+
 def _texts(part: Path) -> Iterator[str]:
     with part.open("rb") as file:
-        for line in file:
-            record = json.loads(line)
-            yield _text(record["question"], record["choices"])
+        yield from map(_text_in, file)
 
 
-def _text(question: str, choices: Sequence[str]) -> str:
+def _text_in(line: bytes) -> str:
+    record = json.loads(line)
+    return text_of(record["question"], record["choices"])
+
+
+def text_of(question: str, choices: Sequence[str]) -> str:
+    """What of a question is compared."""
     return "\n".join((question, *choices))

@@ -45,6 +45,8 @@ REASONS: Final[Mapping[str, str]] = {
     "answer-looks-missing": "the answer is a word for a missing value; "
     'missing_like = "meant" in [record.answer] keeps it',
     "answer-of-many-lines": "the answer of an open question must stand in one line",
+    "answer-no-number": "the answer of a task of kind number begins with no number",
+    "answer-other-unit": "the answer has another unit than [task] says",
     "unit-looks-missing": "the unit is a word for a missing value; "
     'missing_like = "meant" in [record.unit] keeps it',
     "unit-in-exponent-form": "the unit is a number like 1.2E+15: a spreadsheet cut its digits",

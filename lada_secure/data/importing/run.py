@@ -16,7 +16,6 @@ from lada_secure.data.importing.conversion import (
     Candidate,
     Converter,
     check_constants,
-    record_line,
 )
 from lada_secure.data.importing.mapping import Mapping as Settings
 from lada_secure.data.importing.mapping import parse_mapping
@@ -28,6 +27,7 @@ from lada_secure.data.importing.outputs import (
     REJECTS,
     REPORT,
     OutputFolder,
+    check_apart,
 )
 from lada_secure.data.importing.overlap import count_near, csv_line
 from lada_secure.data.importing.reports import DEFAULT_STEP, Figures, NearCounts, report
@@ -36,9 +36,9 @@ from lada_secure.data.importing.seen import Seen
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
-from lada_secure.data.records import Record, inspect_records, parse_records, read_pool
+from lada_secure.data.records import Record, inspect_records, parse_records, read_pool, record_line
 from lada_secure.data.unit_ids import canonical_unit
-from lada_secure.errors import LadaError, ParameterError
+from lada_secure.errors import LadaError
 from lada_secure.storage.whole_files import read_file
 
 _CHUNK: Final = 512
@@ -102,7 +102,7 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
     pool = () if request.pool is None else read_pool(request.pool)
     source = open_source(request.source, mapping.source)
     rows = rows_with(
-        source, mapping.columns(), spared=mapping.spared(), where=_shown(request.source)
+        source, mapping.columns(), spared=mapping.spared(), where=shown_source(request.source)
     )
     salt = read_salt(salt_path(request.mapping))
     moved = _held_out_no_more(request.out / HELD_OUT, salt, share=mapping.split.held_out)
@@ -139,24 +139,13 @@ def _held_out_no_more(earlier: Path, salt: bytes, *, share: float) -> int:
 
 
 def _check_apart(request: ImportRequest) -> None:
-    """Raises: ParameterError: the import would write over what it reads."""
     read = {"the source": Path(request.source), "the mapping": request.mapping}
     if request.pool is not None:
         read["the pool"] = request.pool
-    for what, path in read.items():
-        for name in (RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT):
-            try:
-                same = (request.out / name).samefile(path)
-            except (OSError, ValueError):
-                continue
-            if same:
-                raise ParameterError(
-                    f"--out {request.out}: {what} is its {name}, which an import writes; name "
-                    "another folder. Nothing was changed"
-                )
+    check_apart(request.out, read, written=(RECORDS, HELD_OUT, REJECTS, DUPLICATES, REPORT))
 
 
-def _shown(source: str) -> str:
+def shown_source(source: str) -> str:
     """A source's name for messages; an address may hold a password."""
     return source if "://" not in source else "the query"
 
@@ -207,7 +196,7 @@ class _Writing:
         self._mapping, self._salt, self._out, self._seen = mapping, salt, out, seen
         self._progress = progress
         self._only = tuple(mapping.source.only.items())
-        self._converter = Converter(mapping.record, key=salt)
+        self._converter = Converter(mapping, key=salt)
         self._rows = self._passed_over = self._records = self._held_out = 0
         self._reasons: Counter[str] = Counter()
         self._looks: Counter[str] = Counter()

@@ -7,19 +7,33 @@ its values are not looked at: whoever makes such an object answers for them.
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
-from pydantic import ConfigDict, Field, StringConstraints, TypeAdapter, ValidationError
+from pydantic import (
+    AfterValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    ValidationError,
+)
 
 from lada_secure.canonical import Json, canonical_json
 from lada_secure.errors import LedgerError, ParameterError
 
 HEX_64 = re.compile(r"^[0-9a-f]{64}\Z")
 NAME = re.compile(r"^[A-Za-z0-9][A-Za-z0-9._:-]{0,127}\Z")
+MAX_PERSON: Final = 128
+# Beside letters, their marks and digits of any script. None of them begins anything in HTML,
+# Markdown, a terminal or a shell's double quotes.
+_IN_PERSONS: Final = frozenset(" .,'\u2019()/_:@+-")
+# Letters and marks that nobody sees: two names that look alike would be two names.
+_UNSEEN: Final = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u180b\u180c\u180d\u180f\u3164\uffa0")
 
 Name = Annotated[str, StringConstraints(pattern=NAME)]
 Digest = Annotated[str, StringConstraints(pattern=HEX_64)]
@@ -37,6 +51,49 @@ def check_name(field: str, value: str) -> str:
             f"digit), got {value[:40]!r}"
         )
     return value
+
+
+def person_fault(value: str) -> str:
+    """Why a text does not name who decides, a person or a rule; empty where it does.
+
+    Names and roles are written as people write them ("Ana O'Neil, data protection"), and end up on
+    pages, in terminals and in tables. So there are no control, format and markup characters.
+    """
+    if not 1 <= len(value) <= MAX_PERSON:
+        return f"expected 1 to {MAX_PERSON} characters, got {len(value)}"
+    for character in value:
+        kind = unicodedata.category(character)
+        known = kind[0] in "LM" or kind == "Nd" or character in _IN_PERSONS
+        if not known or character in _UNSEEN or "\ufe00" <= character <= "\ufe0f":
+            return (
+                f"the character {character!a} is not taken; expected letters, digits, spaces and "
+                ". , ' ( ) / _ : @ + -"
+            )
+    if not (value[0].isalpha() or value[0].isdecimal()):
+        return "expected a letter or digit at the beginning"
+    if value.endswith(" ") or "  " in value:
+        return "expected single spaces, and none at the end"
+    if unicodedata.normalize("NFC", value) != value:
+        return "expected Unicode in normal form C"
+    return ""
+
+
+def check_person(field: str, value: str) -> str:
+    """Refuse what does not name a person. Raises: ParameterError: see `person_fault`."""
+    fault = person_fault(value)
+    if fault:
+        raise ParameterError(f"{field}: {fault}")
+    return value
+
+
+def _named(value: str) -> str:
+    fault = person_fault(value)
+    if fault:
+        raise ValueError(fault)
+    return value
+
+
+Person = Annotated[str, AfterValidator(_named)]
 
 
 def check_hash(field: str, value: str) -> str:

@@ -18,7 +18,12 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import PrivacyEvent
-from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
+from lada_secure.privacy.accounting.fields import (
+    check_hash,
+    check_name,
+    check_person,
+    public_hex,
+)
 from lada_secure.privacy.ledger.entries import (
     MAX_STATEMENT,
     SALT_BYTES,
@@ -45,7 +50,7 @@ from lada_secure.privacy.ledger.proposals import propose_reserve
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec, Reservation
-from lada_secure.privacy.ledger.times import LedgerClock, Moment, format_time
+from lada_secure.privacy.ledger.times import MAX_TIME_STEP_S, LedgerClock, Moment, format_time
 from lada_secure.privacy.released import Released, post_process, released_output
 
 T = TypeVar("T")
@@ -112,6 +117,11 @@ class ReadLedger(ABC):
         with self._reading() as ledger:
             return bytes.fromhex(ledger.replay.public_key)
 
+    def latest_decision(self, study_id: str) -> DecisionEntry | None:
+        """The newest decision on a study, whatever its plan; None where there is none."""
+        with self._reading() as ledger:
+            return ledger.replay.decisions.get(study_id)
+
     def stored_output(self, key: ReleaseKey) -> bytes | None:
         """The committed output of a key, or None."""
         with self._reading() as ledger:
@@ -127,6 +137,12 @@ class ReadLedger(ABC):
         """Epsilon of all reservations, or of one study's, with what a restart carried over."""
         with self._reading() as ledger:
             return ledger.replay.spending.of(study_id).epsilon(target_delta)
+
+    def check_clock(self, now: datetime) -> None:
+        """Whether a write at this time would be taken. Raises: LedgerError: it was set back."""
+        clock = LedgerClock(read=lambda: now, time_step_s=MAX_TIME_STEP_S)
+        with self._reading() as ledger:
+            clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
 
     def promised(self, *, now: datetime, besides: str = "") -> tuple[BudgetPromise, ...]:
         """What running studies may still spend, without the plan of the hash `besides`.
@@ -347,19 +363,23 @@ class LedgerBook(ReadLedger):
         expires: datetime,
         decided_by: str,
         statement: str = "",
+        check: Callable[[DecisionEntry | None], None] = lambda _: None,
     ) -> DecisionEntry:
         """Record that the site approves, refuses or withdraws from a plan.
 
         Only a study whose latest decision is an unexpired approval can reserve or commit.
 
+        Args: check: is shown the study's latest decision while nobody else can write, and raises
+            where this one may not follow it.
         Raises: LedgerError: withdrawing what is not approved, approving an expired plan.
-            ParameterError: a name or the statement has a wrong form.
+            ParameterError: a name or the statement has a wrong form. And whatever `check` raises.
         """
         if len(statement) > MAX_STATEMENT:
             raise ParameterError(
                 f"statement: expected at most {MAX_STATEMENT} characters, got {len(statement)}"
             )
         with self._transaction() as ledger:
+            check(ledger.replay.decisions.get(study_id))
             now = self._now(ledger)
             proposed = DecisionEntry(
                 **ledger.replay.link(now.coarse),
@@ -367,7 +387,7 @@ class LedgerBook(ReadLedger):
                 plan_hash=check_hash("plan_hash", plan_hash),
                 decision=decision,
                 expires=format_time(expires),
-                decided_by=check_name("decided_by", decided_by),
+                decided_by=check_person("decided_by", decided_by),
                 # Half a surrogate pair, as in a file name that is no text, is in no JSON.
                 statement=statement.encode("utf-8", "replace").decode("utf-8"),
             )

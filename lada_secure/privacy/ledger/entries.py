@@ -26,6 +26,7 @@ from lada_secure.privacy.accounting.fields import (
     Name,
     Number,
     Parameters,
+    Person,
     Signature,
     SignedRecord,
     check_hash,
@@ -184,14 +185,15 @@ class StudyEntry(LedgerEntry):
 class DecisionEntry(StudyEntry):
     """The site approves, refuses or withdraws from a study plan.
 
-    `expires` is when the plan ends; nothing is released under it afterwards.
+    `expires` is when the plan ends; nothing is released under it afterwards. `decided_by` is a
+    person, with their role perhaps, or the rule that decided.
     """
 
     kind: Literal["decision"] = "decision"
 
     decision: Decision
     expires: Time
-    decided_by: Name
+    decided_by: Person
     statement: Annotated[str, Field(max_length=MAX_STATEMENT)]
 
 

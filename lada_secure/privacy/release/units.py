@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text
-from lada_secure.data.records import Record, RecordFile
+from lada_secure.data.records import Record, RecordFile, record_line
 from lada_secure.data.unit_ids import MissingLike, Spellings, canonical_unit, looks_missing
 from lada_secure.errors import ParameterError
 
@@ -135,7 +135,7 @@ def population_fingerprint(records: Sequence[Record], *, key: bytes) -> str:
             f"key: expected at least {MIN_FINGERPRINT_KEY_BYTES} secret bytes, got {len(key)}"
         )
     mac = hmac.new(key, b"lada/population/1/", hashlib.sha256)
-    for line in sorted(canonical_json(asdict(record)) for record in records):
+    for line in sorted(record_line(record).removesuffix(b"\n") for record in records):
         mac.update(len(line).to_bytes(8, "big"))
         mac.update(line)
     return mac.hexdigest()

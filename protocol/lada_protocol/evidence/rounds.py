@@ -19,6 +19,7 @@ from lada_protocol.rounds.blind_scoring import check_scored_round
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.llm_transfer import check_transfer
 from lada_protocol.rounds.payments import check_payment, check_training_payment
+from lada_protocol.rounds.refusals import has_left
 from lada_protocol.rounds.secure_aggregation import (
     check_aggregate_request,
     check_opened_range,
@@ -125,10 +126,12 @@ def _check_complete(index: MessageIndex, transcript: Transcript) -> None:
 
 
 def _check_signers(index: MessageIndex, round_id: int, digest: str) -> None:
-    """Everybody who worked in the round signed this transcript."""
+    """Everybody who worked in the round signed this transcript, or has withdrawn before that."""
     closes = index.all(Kind.CLOSE, round_id=round_id)
     trained = index.all(Kind.TRAINED, round_id=round_id)
     for party in (*trained, index.coordinator, index.auditor):
+        if party not in closes and party in trained and has_left(index, party):
+            continue
         need(party in closes, f"{party} never signed the transcript")
         signed = parse_body(closes[party], CloseBody).transcript_sha256
         need(signed == digest, f"{party} signed another transcript")

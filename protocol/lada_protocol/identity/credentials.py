@@ -31,6 +31,8 @@ from lada_secure.errors import ParameterError, PeerError
 
 # Where an operator may put the passphrase instead of into a file.
 UNLOCK_VARIABLE: Final = "LADA_KEY_PASSPHRASE"
+# Or the file that it is in, where a service manager hands one over.
+UNLOCK_FILE_VARIABLE: Final = "LADA_KEY_PASSPHRASE_FILE"
 # PKCS 8 as OpenSSL writes it stretches a passphrase only a little, so it must be long itself.
 MIN_PASSPHRASE_BYTES: Final = 16
 MAX_PASSPHRASE_BYTES: Final = 1024
@@ -96,8 +98,8 @@ def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> Pr
     encrypted = b"ENCRYPTED PRIVATE KEY" in pem[:64]
     if encrypted and passphrase is None:
         raise ParameterError(
-            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE}, or name "
-            "a file that holds it as passphrase_file"
+            f"{file} is encrypted and no passphrase was given; set {UNLOCK_VARIABLE} or "
+            f"{UNLOCK_FILE_VARIABLE}, or name a file that holds it as passphrase_file"
         )
     try:
         return serialization.load_pem_private_key(
@@ -106,7 +108,10 @@ def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> Pr
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # The reason of the library is dropped: it may quote the key's text.
         what = "a key under another passphrase" if encrypted else "something else"
-        raise ParameterError(f"{file}: expected a PEM private key, found {what}") from None
+        raise ParameterError(
+            f"{file}: expected a PEM private key, found {what}; put the file or its passphrase "
+            "back from a backup, or enrol anew"
+        ) from None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -178,14 +183,17 @@ def parse_credentials(
       expected_id: the id that the settings name, if they do. passphrase: of encrypted keys.
     Raises: ParameterError: any check fails; says which file.
     """
+    file = IdentityFile.CA
     try:
-        ca = parse_certificate(read(IdentityFile.CA))
-        tls = parse_certificate(read(IdentityFile.TLS))
-        signing = parse_certificate(read(IdentityFile.SIGNING))
+        ca = parse_certificate(read(file))
+        file = IdentityFile.TLS
+        tls = parse_certificate(read(file))
         name = verify_party(tls, ca=ca, at=at, usage="tls")
+        file = IdentityFile.SIGNING
+        signing = parse_certificate(read(file))
         verify_party(signing, ca=ca, at=at, usage="signing", expected=name)
     except PeerError as error:
-        raise ParameterError(str(error)) from error
+        raise ParameterError(f"{file}: {error}") from error
     if expected_id is not None and name.id != expected_id:
         raise ParameterError(
             f"settings say party {expected_id!r}, the certificates name {name.uri}; use the "
@@ -195,7 +203,10 @@ def parse_credentials(
     for file, certificate in ((IdentityFile.TLS_KEY, tls), (IdentityFile.SIGNING_KEY, signing)):
         keys.append(load_private_key(file, read(file), passphrase))
         if keys[-1].public_key() != certificate.public_key():
-            raise ParameterError(f"{file} does not belong to the certificate beside it")
+            raise ParameterError(
+                f"{file} does not belong to the certificate beside it; put back the key that was "
+                "made with it, or enrol anew"
+            )
     tls_key, signing_key = keys
     if not isinstance(tls_key, ec.EllipticCurvePrivateKey):
         raise ParameterError(f"{IdentityFile.TLS_KEY}: expected an ECDSA key")

@@ -8,10 +8,17 @@ from dataclasses import dataclass, replace
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of, shown_with_acceptance, slm_refusal
 from lada_protocol.rounds.index import Attempt, MessageIndex
+from lada_protocol.rounds.refusals import has_left
 from lada_protocol.rounds.secure_aggregation import purposes_of
 from lada_protocol.rounds.tasks import GiveUp, Post, RoundView, Task
 from lada_protocol.rounds.transcript import missing_from_round
-from lada_protocol.wire.messages import CohortBody, InquiryBody, fault_of, parse_body
+from lada_protocol.wire.messages import (
+    MAX_SENTENCE,
+    CohortBody,
+    InquiryBody,
+    fault_of,
+    parse_body,
+)
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 
 # Stands in `given_up` for the time before the first round.
@@ -42,7 +49,8 @@ class _CoordinatorView(RoundView):
             return Post(kind=Kind.PLAN)
         refusal = self.find(Kind.REFUSAL, self.auditor)
         if refusal is not None:
-            return GiveUp(code="refused", message=fault_of(refusal))
+            said = f"{self.auditor} refuses the plan: {fault_of(refusal)}"
+            return GiveUp(code="refused", message=said)
         no_auditor = (BEFORE_ROUNDS, self.auditor) in self.given_up
         purposes = purposes_of(self.plan)
         if not all(self.find(Kind.OPENING_KEY, self.auditor, purpose=one) for one in purposes):
@@ -52,22 +60,27 @@ class _CoordinatorView(RoundView):
             return self.wait("plan", "opening keys", self.auditor)
         accepted, refused, silent, unanswered = self.answers()
         if silent and len(accepted) + len(unanswered) < self.plan.max_cohort:
-            return self.wait("plan", "answers to the plan", *silent)
+            return self.wait("plan", "answers to the plan", *silent, until=self.plan.approve_by)
         if unanswered and not no_auditor:
             return self.wait("plan", "admissions", self.auditor)
         if len(accepted) < self.plan.min_cohort:
             reasons = f" ({'; '.join(refused)})" if refused else ""
             needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
-            return GiveUp(code=TOO_FEW, message=needed)
+            return GiveUp(code=TOO_FEW, message=needed[:MAX_SENTENCE])
         return replace(self, accepted=tuple(accepted)).first_of_rounds() or Post(kind=Kind.FINISHED)
 
     def answers(self) -> tuple[list[str], list[str], list[str], list[str]]:
-        """Sites that were admitted, refusals in words, sites to wait for, and sites to admit."""
+        """Sites that were admitted, refusals in words, sites to wait for, and sites to admit.
+
+        A site that was admitted and has withdrawn since is among the first: what it has sent until
+        then counts, and `present` leaves it out of everything else.
+        """
         index = self.index
         accepted, refused, silent, unanswered = [], [], [], []
         for site in (party.id for party in index.roster.sites):
-            refusal = self.find(Kind.REFUSAL, site)
-            refusal = refusal or self.find(Kind.REFUSAL, self.auditor, to=site)
+            refusal = self.find(Kind.REFUSAL, self.auditor, to=site)
+            if refusal is None and admission_of(index, site) is None:
+                refusal = self.find(Kind.REFUSAL, site)
             if refusal is not None:
                 refused.append(f"{site}: {fault_of(refusal)}")
             elif wrong := slm_refusal(index, site):
@@ -79,6 +92,8 @@ class _CoordinatorView(RoundView):
                 unanswered.append(site)
             elif (BEFORE_ROUNDS, site) not in self.given_up:
                 silent.append(site)
+            else:
+                refused.append(f"{site}: no answer in time")
         return accepted, refused, silent, unanswered
 
     def round_task(self) -> Task | None:
@@ -116,7 +131,8 @@ class _CoordinatorView(RoundView):
             return self.wait("distillation", "training", *late)
         if len(cohort) - len(self.silent(Kind.TRAINED, cohort)) < self.plan.min_cohort:
             # What was paid for is spent, and nobody may take it for a study that was carried out.
-            return GiveUp(code=TOO_FEW, message=self.missing())
+            message = self.missing() + self.leavers()
+            return GiveUp(code=TOO_FEW, message=message[:MAX_SENTENCE])
         task = self.uplink(present) if self.plan.transfer_in(self.round_id) is not None else None
         return task or self.owed(Kind.TRANSCRIPT)
 
@@ -160,7 +176,8 @@ class _CoordinatorView(RoundView):
         if not attempts or index.at(Kind.ABORT, attempt, sender=me) is not None:
             if len(alive) < self.plan.min_cohort:
                 needed = f"{len(alive)} sites are left, {self.plan.min_cohort} are needed"
-                return GiveUp(code=TOO_FEW, message=f"round {self.round_id}: {needed}")
+                message = f"round {self.round_id}: {needed}{self.leavers()}"
+                return GiveUp(code=TOO_FEW, message=message[:MAX_SENTENCE])
             fresh = self.attempt(purpose, attempt.number + 1)
             return Post(kind=Kind.COHORT, attempt=fresh, sites=tuple(sorted(alive)))
         if index.at(Kind.OPENED, attempt, sender=auditor) is not None:
@@ -187,8 +204,17 @@ class _CoordinatorView(RoundView):
         return Post(kind=Kind.SUM, attempt=attempt, sites=cohort)
 
     def present(self, sites: Sequence[str]) -> tuple[str, ...]:
-        """Those that were not given up in this round."""
-        return tuple(site for site in sites if (self.round_id, site) not in self.given_up)
+        """Those that were not given up in this round and have not withdrawn."""
+        return tuple(
+            site
+            for site in sites
+            if (self.round_id, site) not in self.given_up and not has_left(self.index, site)
+        )
+
+    def leavers(self) -> str:
+        """Who has withdrawn, in brackets behind another sentence; empty where nobody has."""
+        left = [site for site in self.accepted if has_left(self.index, site)]
+        return f" ({', '.join(left)} withdrew)" if left else ""
 
     def cohort(self, attempt: Attempt) -> tuple[str, ...]:
         """The sites of an attempt; none before it has a cohort."""

@@ -2,27 +2,31 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.admission import admission_of
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.secure_aggregation import check_cohort
 from lada_protocol.rounds.tasks import Done, Post, RoundView, Task, Wait
 from lada_protocol.wire.messages import InquiryBody, fault_of, parse_body
-from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 
 
-def next_site_task(index: MessageIndex, *, site: str) -> Task:
+def next_site_task(index: MessageIndex, *, site: str, unshown: int | None = None) -> Task:
     """What the site does next.
 
+    Args: unshown: the round of the newest reservation for this study that the site's ledger holds
+        and the auditor was not shown; None where there is none.
     Raises: PeerError where the coordinator's messages break the protocol.
     """
-    return _SiteView(index=index, me=site).task()
+    return _SiteView(index=index, me=site, unshown=unshown).task()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _SiteView(RoundView):
-    __slots__ = ()
+    unshown: int | None = None
 
     def task(self) -> Task:
         # First of all: whoever was left out has failed, however the study of the others ended.
@@ -31,9 +35,10 @@ class _SiteView(RoundView):
             return Done(failure=fault_of(refused))
         over = self.over()
         if over is not None:
-            return over
-        if self.find(Kind.REFUSAL, self.me) is not None:
-            return Done(failure=f"{self.me} refused the plan")
+            return self.late_ledger() or (over if over.failure else self.left_out()) or over
+        left = self.find(Kind.REFUSAL, self.me)
+        if left is not None:
+            return Done(failure=f"{self.me} takes no part: {fault_of(left)}")
         owed = self.owed(Kind.ACCEPTANCE)
         if owed is not None:
             return owed
@@ -46,8 +51,9 @@ class _SiteView(RoundView):
         if self.find(Kind.CLOSE, self.me) is not None:
             return None
         if self.find(Kind.TRANSCRIPT, self.coordinator) is not None:
-            took_part = self.find(Kind.TRAINED, self.me) is not None
-            return self.owed(Kind.CLOSE) if took_part else None
+            if self.find(Kind.TRAINED, self.me) is not None:
+                return self.owed(Kind.CLOSE)
+            return self.late_ledger() if self.round_id == self.unshown else None
         return (
             self.opening(STATISTICS)
             or self.owed(Kind.QUERY, to=self.coordinator)
@@ -57,6 +63,36 @@ class _SiteView(RoundView):
             or self.owed(Kind.TRAINED)
             or (self.uplink() if self.plan.transfer_in(self.round_id) is not None else None)
             or self.wait("close", "the transcript", self.coordinator)
+        )
+
+    def late_ledger(self) -> Post | None:
+        """Show the auditor what was spent on a round that went on without this site.
+
+        It stands in the ledger, whatever became of it; unshown, it is missing from the evidence.
+        """
+        if self.unshown is None:
+            return None
+        place = Attempt(round_id=self.unshown, purpose=TRAINING)
+        there = self.index.at(Kind.LEDGER, place, sender=self.me) is not None
+        return None if there else Post(kind=Kind.LEDGER, attempt=place)
+
+    def left_out(self) -> Done | None:
+        """The end of a study that was carried out, but not in all rounds by this site."""
+        if self.find(Kind.REFUSAL, self.me) is not None:
+            return Done(failure=f"{self.me} refused the plan")
+        closed = [
+            one.header.round_id
+            for one in self.index.sent(Kind.CLOSE)
+            if one.header.sender == self.me
+        ]
+        missed = sorted(set(range(self.plan.rounds)) - set(closed))
+        if not missed:
+            return None
+        return Done(
+            failure=f"the study went through {len(missed)} of its {self.plan.rounds} rounds "
+            f"without {self.me} (round {', '.join(map(str, missed))}); what it has spent on them "
+            "stays spent",
+            told=FailureCode.MISSED_ROUND,
         )
 
     def awaited(self, kind: Kind, step: str, awaited: str, *, to: str = "") -> Wait | None:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from typing import TypeAlias
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
-from lada_protocol.plan import StudyPlan
+from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.index import Attempt, MessageIndex
 from lada_protocol.rounds.transcript import ending_of
 from lada_protocol.wire.envelope import Envelope
@@ -54,7 +56,8 @@ class Wait:
     """Nothing to do until others have sent something; shown to the operator.
 
     attempt: of a secure aggregation, where the wait is for its messages: the next attempt is
-    another wait.
+    another wait. until: ISO 8601 in UTC, where people have time until then; None where the wait is
+    for programs alone.
     """
 
     step: str
@@ -62,6 +65,20 @@ class Wait:
     awaited: str
     parties: tuple[str, ...]
     attempt: Attempt | None = None
+    until: str | None = None
+
+    def is_overdue(self, waited_s: float, *, timeout_s: float, now: datetime) -> bool:
+        """Whether those who are waited for have had their time.
+
+        What people have decided at the last moment still has to be carried out, by programs that
+        load models; so they have `timeout_s` after `until` as well.
+
+        Args: waited_s: seconds of waiting for the same thing. timeout_s: the plan's
+            `phase_timeout_s`. now: with a zone.
+        """
+        if waited_s <= timeout_s:
+            return False
+        return self.until is None or now > parse_time(self.until) + timedelta(seconds=timeout_s)
 
     def is_like(self, other: Wait) -> bool:
         """Whether both are for the same thing, perhaps from fewer parties."""
@@ -70,12 +87,25 @@ class Wait:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Done:
-    """The study is over, or failed with a reason that another party gave."""
+    """The study is over, or failed with a reason that another party gave.
+
+    told: what the others are to know of a failure of this party's own.
+    """
 
     failure: str | None = None
+    told: FailureCode | None = None
 
 
 Task: TypeAlias = Post | Wait | Done
+
+
+def place_of(task: Task) -> Attempt | None:
+    """Round, purpose and attempt of what a party is at; None at the end of its study."""
+    if isinstance(task, Done):
+        return None
+    if isinstance(task, Post):
+        return task.attempt
+    return task.attempt or Attempt(round_id=task.round_id)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,10 +163,22 @@ class RoundView:
         """Those that have not sent a message of this kind in this round."""
         return tuple(sender for sender in senders if self.find(kind, sender, to=to) is None)
 
-    def wait(self, step: str, awaited: str, *parties: str, attempt: Attempt | None = None) -> Wait:
+    def wait(
+        self,
+        step: str,
+        awaited: str,
+        *parties: str,
+        attempt: Attempt | None = None,
+        until: str | None = None,
+    ) -> Wait:
         """Wait for these parties."""
         return Wait(
-            step=step, round_id=self.round_id, awaited=awaited, parties=parties, attempt=attempt
+            step=step,
+            round_id=self.round_id,
+            awaited=awaited,
+            parties=parties,
+            attempt=attempt,
+            until=until,
         )
 
     def attempt(self, purpose: str, number: int) -> Attempt:

@@ -6,18 +6,20 @@ SPEC.md, "Messages", lists every field.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import Field, ValidationError, field_validator
 
+from lada_protocol.failure_codes import CODES, meaning_of
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Digest, Envelope, PartyId, StrictModel, first_fault
 from lada_secure.errors import PeerError
 from lada_secure.models.identity import ModelIdentity
 
 ErrorCode = Annotated[str, Field(pattern=r"^[a-z_]{1,40}$")]
-Sentence = Annotated[str, Field(max_length=1000)]
+MAX_SENTENCE: Final = 1000
+Sentence = Annotated[str, Field(max_length=MAX_SENTENCE)]
 Certificate = Annotated[str, Field(max_length=8192)]
 Index = Annotated[int, Field(ge=0)]
 
@@ -77,7 +79,10 @@ class AdmissionBody(Body, kinds=[Kind.ADMISSION]):
 
 
 class FaultBody(Body, kinds=[Kind.REFUSAL, Kind.OPENING_REFUSED, Kind.ABORT, Kind.FAILED]):
-    """refusal, opening_refused, abort, failed: a stable code and a sentence for people."""
+    """refusal, opening_refused, abort, failed: a stable code and a sentence for people.
+
+    The sentence is empty where a site or the auditor ends or refuses a plan; see `check_told`.
+    """
 
     code: ErrorCode
     message: Sentence
@@ -253,13 +258,31 @@ def check_body(envelope: Envelope) -> None:
     parse_body(envelope, BODIES[envelope.kind])
 
 
+def check_told(envelope: Envelope) -> None:
+    """Check that a dialling party tells by a code alone why it ends, or refuses a plan.
+
+    A text could say anything of a record, and a code of its own making as well.
+
+    Raises: PeerError(reason="malformed"): a sentence, or a code that is not in `FailureCode`.
+    """
+    about_a_ledger = envelope.kind is Kind.REFUSAL and envelope.header.to != ""
+    if envelope.kind not in (Kind.FAILED, Kind.REFUSAL) or about_a_ledger:
+        return
+    body = parse_body(envelope, FaultBody)
+    if body.message or body.code not in CODES:
+        raise envelope.fault(
+            f"{envelope.kind} of {envelope.header.sender}: expected a known code and no message"
+        )
+
+
 def fault_of(envelope: Envelope) -> str:
-    """The sentence for people in a refusal or failure; never raises.
+    """What a refusal or failure says to people; never raises.
 
     Whoever refuses with a body that cannot be read has refused all the same.
     """
     try:
-        return parse_body(envelope, FaultBody).message
+        body = parse_body(envelope, FaultBody)
+        return body.message or meaning_of(body.code)
     except PeerError:
         return f"{envelope.header.sender} gave no reason that can be read"
 

@@ -14,6 +14,7 @@ from lada_protocol.events import WAITING_INTERVAL_S, EventLog, Progress, Waiting
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan
+from lada_protocol.rounds.endings import ended_parties
 from lada_protocol.rounds.index import Attempt, MessageIndex, Slot
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.wire.envelope import Envelope
@@ -129,6 +130,10 @@ class LocalBoardClient:
             if envelope.header.sender == self.me:
                 self.last_sequence = sequence
             self.index.take(envelope)
+        new = {envelope.message_hash for _, envelope in rows if envelope.kind is Kind.FAILED}
+        for party, ended in (ended_parties(self.index) if new else {}).items():
+            if ended.message_hash in new:
+                LOG.warning("%s has ended: %s (%s)", party, ended.code.meaning, ended.code)
 
     def participants(self) -> tuple[str, ...]:
         """Everybody else who has taken part: the auditor, and the sites that accepted the plan."""

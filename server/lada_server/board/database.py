@@ -55,13 +55,14 @@ class Database:
     """Connections to one database. Thread-safe.
 
     Args: url: SQLAlchemy URL of a SQLite file or a PostgreSQL database.
+    Attributes: file: of SQLite, None with PostgreSQL.
     Raises: ParameterError: the URL cannot be used, or the driver is missing.
     """
 
     def __init__(self, url: str) -> None:
         checked = _checked(url)
         self._write_lock = threading.Lock()
-        self._file = None if checked.drivername.startswith("postgresql") else checked.database
+        self.file = None if checked.drivername.startswith("postgresql") else checked.database
         # What holds the lock: an open file, or the driver's connection to PostgreSQL.
         self._lock_file: BinaryIO | None = None
         self._holder: object = None
@@ -80,8 +81,8 @@ class Database:
 
         Raises: ParameterError: another process has it. TransportError: it cannot be reached.
         """
-        if self._file is not None:
-            self._lock_file = _locked(Path(f"{self._file}.lock"))
+        if self.file is not None:
+            self._lock_file = _locked(Path(f"{self.file}.lock"))
             return
         deadline = time.monotonic() + LOCK_WAIT_S
         while True:
@@ -129,7 +130,7 @@ class Database:
         """
         with self.writer.connect() as connection:
             session = connection.connection.dbapi_connection
-            if self._file is None and session is not self._holder:
+            if self.file is None and session is not self._holder:
                 _take_lock(connection)
                 self._holder = session
             with connection.begin():

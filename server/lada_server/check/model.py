@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Final
 
 from lada_protocol.plan import StudyPlan
-from lada_secure.check.running import Found, fine, unneeded
+from lada_secure.check.running import Found, fine, unneeded, warn
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
 from lada_secure.method.memory import LOWER_AT_THE_COORDINATOR
+from lada_secure.method.plan_advice import plan_advice
 from lada_secure.models.adapters import adapter_targets
-from lada_secure.models.endpoint.opening import ServedFolder, reach_endpoint
+from lada_secure.models.embedding import check_embedder
+from lada_secure.models.fingerprints import FileHashes, identify
 from lada_secure.models.loading import LanguageModel, model_folder, quiet_transformers
 from lada_secure.models.model_checks import (
     ModelChecks,
@@ -26,13 +27,20 @@ from lada_secure.models.model_checks import (
 )
 from lada_secure.models.text_model import TextModel
 from lada_server.check.reading import CoordinatorReading
-from lada_server.study.coordinator import LLM_FOLDER, PLAN_FILE, open_llm
+from lada_server.study.coordinator import PLAN_FILE
+from lada_server.study.llm_look import look_at_llm
 from lada_server.study.llm_memory import forecast_llm
-from lada_server.study.proposal import check_plan, check_pool_lengths, check_room, prepare_study
+from lada_server.study.proposal import (
+    changed_since,
+    check_plan,
+    check_pool_lengths,
+    check_room,
+    draft_plan,
+    prepare_study,
+    read_kept_plan,
+)
 
 _SERVED: Final = "the LLM is behind a server"
-# A server that is not there now is not waited for.
-_PATIENCE_S: Final = 5.0
 
 
 class LlmChecks:
@@ -70,13 +78,66 @@ class LlmChecks:
                 now=datetime.now(UTC),
                 kept_plan=kept,
             )
-        check_plan(study.plan)
+        check_plan(study.plan, roster=read.roster)
         self._plan = study.plan
         how = "goes on" if kept.exists() else "can be proposed"
         yield fine(
             f"study {study.plan.study_id} {how}: {study.clusters.count} clusters over "
             f"{len(study.pool)} samples, epsilon at most {study.plan.privacy.epsilon_cap:g}",
             clusters=study.clusters.count,
+        )
+        for said in plan_advice(study.plan):
+            yield warn(f"{read.settings.study}: {said}")
+
+    def draft(self) -> Iterator[Found]:
+        """The plan as it would be proposed, but for its clusters; no weight is loaded for it.
+
+        Raises: ParameterError: all that its own mechanisms, or any site, would refuse.
+        """
+        read = self._coordinator
+        plan = draft_plan(read.study, pool=read.pool, roster=read.roster, now=datetime.now(UTC))
+        check_embedder(plan.embedder)
+        check_plan(plan, roster=read.roster)
+        self._plan = plan
+        yield fine(
+            f"study {plan.study_id} can be proposed: every value is one that coordinator and sites "
+            f"take; {len(read.pool)} samples, {plan.allocation.cells} cells",
+            study=plan.study_id,
+        )
+        for said in plan_advice(plan):
+            yield warn(f"{read.settings.study}: {said}")
+
+    @property
+    def drafted(self) -> StudyPlan | None:
+        """The plan that `draft` or `plan` has found fit, if either has."""
+        return self._plan
+
+    def kept(self) -> Iterator[Found]:
+        """What was proposed before, compared with the draft. Raises: ParameterError: unreadable."""
+        path, plan = self._coordinator.settings.state_dir / PLAN_FILE, self._plan
+        kept = read_kept_plan(path)
+        if kept is None or plan is None:
+            yield unneeded("nothing was proposed from this state_dir yet")
+        elif changed := changed_since(kept, plan):
+            yield warn("\n".join(one.what for one in changed), proposed=kept.study_id)
+        else:
+            yield fine(f"this very study was proposed already: {path}", proposed=kept.study_id)
+
+    def identity(self) -> Iterator[Found]:
+        """Which LLM it is, by hashes: for the operator's own record, no plan names it."""
+        settings = self._coordinator.settings
+        if not isinstance(settings.llm, str):
+            yield unneeded(_SERVED)
+            return
+        found = identify(
+            model_folder(settings.llm, cache_dir=settings.cache_dir),
+            FileHashes(None),
+            template=settings.model.calling.sha256,
+        )
+        yield fine(
+            f"{found.sentence()}; weights {found.weights_sha256[:12]}..., tokenizer "
+            f"{found.tokenizer_sha256[:12]}..., template {found.template_sha256[:12]}...",
+            **found.model_dump(),
         )
 
     def folder(self) -> Iterator[Found]:
@@ -152,13 +213,6 @@ class LlmChecks:
         yield fine(f"every sample fits into {lm.max_tokens} tokens with its path")
 
     def _load(self) -> TextModel:
-        settings, form = self._coordinator.settings, self._coordinator.study.form
-        if isinstance(settings.llm, str):
-            return open_llm(settings).model.with_form(form)
-        served, _ = reach_endpoint(
-            replace(settings.llm.address(), patience_s=_PATIENCE_S),
-            tokenizer=settings.llm.tokenizer,
-            before=ServedFolder(folder=self._coordinator.study_dir / LLM_FOLDER).fingerprint(),
-            calling=settings.model.calling,
-        )
-        return served.with_form(form)
+        coordinator = self._coordinator
+        settings = coordinator.settings.model_copy(update={"state_dir": coordinator.study_dir})
+        return look_at_llm(settings, coordinator.study.form)

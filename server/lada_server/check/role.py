@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from lada_protocol.party_checks import identity_found, roster_found, state_found
+from lada_protocol.party_checks import disk_found, identity_found, roster_found, state_found
 from lada_secure.check.running import Check, Found, Request, RoleChecks, fine
 from lada_secure.errors import ParameterError
 from lada_server.check.reading import CoordinatorReading
@@ -42,6 +42,9 @@ class CoordinatorChecks:
             Check(name="settings", run=self._settings),
             Check(name="study", run=self._study, needs=("settings",)),
             Check(name="state", run=self._state, needs=("settings",)),
+            Check(name="disk", run=self._disk, needs=("state",)),
+            Check(name="database", run=self._database, needs=("state",)),
+            Check(name="port", run=self._port, needs=("disk",)),
             Check(name="roster", run=self._roster, needs=("settings",)),
             Check(name="identity", run=self._identity, needs=("settings",)),
             Check(name="pool", run=self._pool, needs=("settings",)),
@@ -103,12 +106,28 @@ class CoordinatorChecks:
     def _state(self) -> Iterator[Found]:
         yield state_found(self._read.settings, role=_NAME)
 
+    def _disk(self) -> Iterator[Found]:
+        yield disk_found(self._read.settings)
+
+    def _database(self) -> Iterator[Found]:
+        from lada_server.check.places import database_found
+
+        yield database_found(self._read.settings)
+
+    def _port(self) -> Iterator[Found]:
+        from lada_server.check.places import port_findings
+
+        yield from port_findings(self._read.settings)
+
     def _roster(self) -> Iterator[Found]:
         yield roster_found(self._read.roster, pinned=False)
 
     def _identity(self) -> Iterator[Found]:
         # Where the roster has a fault of its own, the keys are looked at for themselves.
-        yield identity_found(self._read.settings, self._read.known_roster)
+        settings = self._read.settings
+        yield identity_found(
+            settings.credentials(), self._read.known_roster, folder=settings.identity
+        )
 
     def _pool(self) -> Iterator[Found]:
         yield fine(

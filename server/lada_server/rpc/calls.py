@@ -28,7 +28,7 @@ from lada_protocol.party_files import LiveIdentity
 from lada_protocol.wire import lada_pb2
 from lada_protocol.wire.envelope import Envelope, parse_envelope
 from lada_protocol.wire.limits import CHUNK_BYTES, REASON_KEY
-from lada_protocol.wire.messages import check_body
+from lada_protocol.wire.messages import check_body, check_told
 from lada_secure.errors import LadaError, LocalProtocolError, PeerError, TransportError
 from lada_server.board.store import BoardStore
 from lada_server.board.uploads import Upload, Uploads
@@ -212,6 +212,7 @@ class BoardCalls:
             )
         # Before it is on the board: one unreadable message there stops whoever reads it.
         check_body(envelope)
+        check_told(envelope)
         return envelope
 
     def _take_in(

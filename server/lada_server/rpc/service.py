@@ -109,7 +109,7 @@ def start_server(
     handlers.Post, handlers.Progress = calls.post, calls.progress
     handlers.List, handlers.Fetch = calls.list, calls.fetch
     add_BoardServicer_to_server(handlers, server)
-    _check_free(host, port)
+    check_free(host, port)
     try:
         bound = server.add_secure_port(join_address(host, port), _tls(identity))
     except RuntimeError as error:
@@ -191,8 +191,11 @@ def _options(settings: TransportSettings, parties: int) -> list[tuple[str, int]]
     ]
 
 
-def _check_free(host: str, port: int) -> None:
-    """Bind once before gRPC does: the system says why it refuses, gRPC only logs it."""
+def check_free(host: str, port: int) -> None:
+    """Bind once before gRPC does: the system says why it refuses, gRPC only logs it.
+
+    Raises: ParameterError: the port is taken, or the address is not this machine's.
+    """
     try:
         family, kind, protocol, _, address = socket.getaddrinfo(
             host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE

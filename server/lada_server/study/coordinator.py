@@ -11,9 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from lada_protocol.events import EventLog, Failed, LlmUpdate, StallTimer
-from lada_protocol.identity.certificates import certificate_pem
-from lada_protocol.identity.credentials import Credentials
+from lada_protocol.events import Failed, LlmUpdate, StallTimer
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -30,7 +28,7 @@ from lada_protocol.run_loop import ByteCounts, Handler, RunLoop, StudyFailed
 from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import InquiryBody, SitePathsBody, parse_body
 from lada_secure.canonical import canonical_json, parse_canonical_json
-from lada_secure.data.records import PoolSample, pool_bytes
+from lada_secure.data.records import pool_bytes
 from lada_secure.encryption.blind_scores import PoolMatrix
 from lada_secure.encryption.matrix import encode_matrix, parse_matrix
 from lada_secure.encryption.sealing import SealedSum
@@ -40,12 +38,10 @@ from lada_secure.method.llm_round import PoolView
 from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
 from lada_secure.models.endpoint.opening import ServedFolder
 from lada_server.board.client import LocalBoardClient
-from lada_server.board.store import BoardStore
-from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study.llm_files import InferenceCache, LlmFiles
+from lada_server.settings import ServerSettings
 from lada_server.study.llm_transfer import improve_llm, samples_to_ask
 from lada_server.study.local_llm import LocalLlm
-from lada_server.study.proposal import Study, check_llm, check_plan, keep_plan, prepare_study
+from lada_server.study.proposal import Study
 from lada_server.study.served_llm import ServedLlm
 from lada_server.study.teacher import CoordinatorLlm, Teacher, parse_rationales, rationales_payload
 
@@ -54,10 +50,6 @@ LOG = logging.getLogger(__name__)
 PLAN_FILE: Final = "plan.json"
 LLM_FOLDER: Final = "llm"
 POLL_S = 5.0
-# How long the board stays up at most after the study, so that everybody reads the last message.
-FAREWELL_S: Final = 60.0
-# gRPC has handed the last reply to the network by then.
-LINGER_S: Final = 0.5
 
 
 @dataclass(slots=True, kw_only=True)
@@ -114,7 +106,8 @@ class Coordinator:
             # Nobody could answer while the board was down: everybody's time begins again.
             self._stall = StallTimer(clock=time.monotonic)
         waited_s = self._stall.wait(task, self.board.events)
-        if waited_s > self.study.plan.phase_timeout_s:
+        timeout_s = self.study.plan.phase_timeout_s
+        if task.is_overdue(waited_s, timeout_s=timeout_s, now=datetime.now(UTC)):
             joined = bool(self.board.index.attempts(Kind.COHORT, round_id=0, purpose=STATISTICS))
             round_id = task.round_id if joined else -1
             self._given_up.update((round_id, party) for party in task.parties)
@@ -125,6 +118,12 @@ class Coordinator:
             self._look_at_pool(task.round_id)
             return
         self.board.sync(wait_s=POLL_S)
+
+    def propose(self) -> None:
+        """Post plan, pool and clusters, if they are not there yet; the study begins with `loop`."""
+        task = self._next_task()
+        if isinstance(task, Post) and task.kind is Kind.PLAN:
+            self.loop.carry_out(task)
 
     def _propose(self, _: Post) -> None:
         study = self.study
@@ -283,7 +282,9 @@ class Coordinator:
 
     def _give_up(self, task: GiveUp) -> None:
         self.board.post(Kind.FAILED, {"code": task.code, "message": task.message})
-        self.board.events.write(Failed, round_id=0, step="close", message=task.message)
+        self.board.events.write(
+            Failed, round_id=0, step="close", message=task.message, code=task.code
+        )
         raise StudyFailed(task.message)
 
     def _previous(self, round_id: int) -> str:
@@ -324,59 +325,3 @@ def open_llm(settings: ServerSettings) -> CoordinatorLlm:
         calling=called,
         placement=placed,
     )
-
-
-def run_study(
-    settings: ServerSettings,
-    study_settings: StudySettings,
-    pool: tuple[PoolSample, ...],
-    *,
-    store: BoardStore,
-    credentials: Credentials,
-    events: EventLog,
-) -> None:
-    """Propose a study, or go on with it, and carry it out to its end.
-
-    Raises: ParameterError: study and pool do not fit each other or the LLM, and nothing was
-        proposed. StudyFailed: the study could not reach its last round.
-    """
-    kept_plan = settings.state_dir / PLAN_FILE
-    study = prepare_study(
-        study_settings,
-        pool=pool,
-        roster=store.roster,
-        now=datetime.now(UTC),
-        kept_plan=kept_plan,
-    )
-    board = LocalBoardClient(
-        plan=study.plan, store=store, signing_key=credentials.signing_key, events=events
-    )
-    teacher = Teacher(
-        study,
-        open_llm(settings),
-        files=LlmFiles(folder=settings.state_dir / LLM_FOLDER),
-        progress=board.say_progress,
-        looks=InferenceCache(folder=settings.state_dir / LLM_FOLDER),
-    )
-    if not kept_plan.exists():
-        check_plan(study.plan)
-        teacher.check_memory()
-        check_llm(study, teacher.model, pool_file=settings.pool)
-        teacher.check_abilities()
-        keep_plan(kept_plan, study.plan)
-    coordinator = Coordinator(
-        study=study,
-        board=board,
-        certificate=certificate_pem(credentials.signing_certificate).decode("ascii"),
-        teacher=teacher,
-    )
-    try:
-        coordinator.loop.run()
-    finally:
-        store.wait_until_read(
-            board.last_sequence,
-            timeout_s=FAREWELL_S,
-            expected=board.participants(),
-            without=board.refusers(),
-        )
-        time.sleep(LINGER_S)

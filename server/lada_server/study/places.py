@@ -32,6 +32,7 @@ from lada_server.settings import ServerSettings
 PLAN_FILE: Final = "plan.json"
 # In the URL of a database: the study's id.
 STUDY_MARK: Final = "{study}"
+_NOT_OVER: Final = frozenset({"running", "interrupted"})
 
 
 def settings_of_study(settings: ServerSettings, study_id: str) -> ServerSettings:
@@ -57,11 +58,30 @@ def study_place(state_dir: Path, study_id: str) -> Path:
 
     Raises: ParameterError: the plan that lies in the state folder is damaged.
     """
-    own = state_dir / STUDIES / study_id
-    if own.exists():
-        return own
-    first = kept_plan(state_dir)
-    return state_dir if first is None or first.study_id == study_id else own
+    # A proposal that was taken back has left its folder to the next one, whatever its name is.
+    for folder in _folders(state_dir):
+        plan = kept_plan(folder)
+        if plan is not None and plan.study_id == study_id:
+            return folder
+    return state_dir if kept_plan(state_dir) is None else state_dir / STUDIES / study_id
+
+
+def settings_of_open_study(settings: ServerSettings, study_id: str) -> ServerSettings:
+    """The same settings with the folder of the study that is not over, to take it back.
+
+    Args: study_id: of the one that is proposed instead; its own folder where all others are over.
+    Raises: ParameterError: the database is named by the study that would be taken back.
+    """
+    known = [one for one in known_studies(settings.state_dir) if one.state in _NOT_OVER]
+    if not known or known[-1].folder is None:
+        return settings_of_study(settings, study_id)
+    if settings.database is not None and STUDY_MARK in settings.database:
+        raise ParameterError(
+            f"--new: the board of study {known[-1].study_id} lies in a database of its name, and "
+            "would have to serve the new one as well; stop it, and propose the new study with a "
+            "state_dir of its own. Nothing was changed"
+        )
+    return settings.model_copy(update={"state_dir": Path(known[-1].folder)})
 
 
 def check_others_over(state_dir: Path, study_id: str) -> None:
@@ -74,10 +94,11 @@ def check_others_over(state_dir: Path, study_id: str) -> None:
     if kept_plan(study_place(state_dir, study_id)) is not None:
         return
     for study in known_studies(state_dir):
-        if study.state in ("running", "interrupted"):
+        if study.state in _NOT_OVER:
             raise ParameterError(
                 f"study {study.study_id} in {study.folder} is not over ({study.state}), so "
-                f"{study_id} is not begun. Put study_id back to go on with it; or name a state_dir "
+                f"{study_id} is not begun. Put study_id back to go on with it; or take it back by "
+                "`lada server propose --new` while no site has spent anything; or name a state_dir "
                 "of its own for the new study, and another listen where both are to run"
             )
 
@@ -106,10 +127,13 @@ def known_studies(state_dir: Path) -> tuple[KnownStudy, ...]:
 
     Raises: ParameterError: a plan or an outcome is damaged.
     """
-    folders = [state_dir, *sorted((state_dir / STUDIES).glob("*/"))]
-    found = [(folder, plan) for folder in folders if (plan := kept_plan(folder)) is not None]
+    found = [(one, plan) for one in _folders(state_dir) if (plan := kept_plan(one)) is not None]
     found.sort(key=lambda one: (one[0] / PLAN_FILE).stat().st_mtime)
     return tuple(_known(folder, plan) for folder, plan in found)
+
+
+def _folders(state_dir: Path) -> list[Path]:
+    return [state_dir, *sorted((state_dir / STUDIES).glob("*/"))]
 
 
 def _known(folder: Path, plan: StudyPlan) -> KnownStudy:

@@ -12,10 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeAlias
+
+from pydantic import ValidationError
 
 from lada_protocol.identity.roster import Roster
 from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_protocol.settings import describe
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
@@ -31,11 +34,19 @@ from lada_secure.storage.whole_files import read_if_there, replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
 
+Fields: TypeAlias = dict[str, object]
+
+# Settings say them in days from the first proposal on.
+_TIMES: Final = ("expires", "approve_by")
+_DAYS: Final = ("valid_days", "approval_days")
 _ADVICE: Final = (
     "this study was proposed already and goes on as it was. Put back what was changed in the study "
     "file, the pool or the roster; or give the changed study a study_id of its own, once this one "
-    "is over, or a state_dir of its own as well"
+    "is over, or a state_dir of its own as well; or, while no site has spent anything, give it a "
+    "study_id of its own and take the old one back with `lada server propose --new`"
 )
+# Stands in the draft of a plan whose pool was not clustered.
+NO_CLUSTERS: Final = "0" * 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -54,17 +65,50 @@ def prepare_study(
     pool: tuple[PoolSample, ...],
     roster: Roster,
     now: datetime,
-    kept_plan: Path,
+    kept_plan: Path | None,
 ) -> Study:
     """Cluster the pool and make the plan, or read the plan that was proposed before a restart.
 
     A new plan is not on disk yet: `keep_plan` comes after the checks that need the LLM.
 
     Args: kept_plan: file of the plan; its expiry was fixed when it was first proposed, so it is
-        read back and never made again.
-    Raises: ParameterError: the pool does not fit the study, or it was proposed otherwise; every
-        difference, by the plan's own names.
+        read back and never made again. None: whatever was proposed before, this is a new one.
+    Raises: ParameterError: the pool does not fit the study, the plan contradicts itself, or it was
+        proposed otherwise; every difference, by the plan's own names.
     """
+    _check_pool_size(settings, pool)
+    embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
+    clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
+    plan = _plan(
+        settings,
+        roster,
+        now,
+        pool=pool,
+        clusters=clusters.count,
+        clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
+    )
+    kept = None if kept_plan is None else read_kept_plan(kept_plan)
+    if kept is not None:
+        refuse([(str(kept_plan), fault) for fault in changed_since(kept, plan)])
+        plan = kept
+    return Study(plan=plan, pool=pool, clusters=clusters, embeddings=embeddings)
+
+
+def draft_plan(
+    settings: StudySettings, *, pool: tuple[PoolSample, ...], roster: Roster, now: datetime
+) -> StudyPlan:
+    """The plan as `prepare_study` would make it, without embedding the pool.
+
+    `clusters_sha256` is `NO_CLUSTERS`, and the pool is taken to have as many clusters as asked.
+
+    Raises: ParameterError: the pool does not fit the study, or the plan contradicts itself.
+    """
+    _check_pool_size(settings, pool)
+    clusters = settings.allocation.clusters
+    return _plan(settings, roster, now, pool=pool, clusters=clusters, clusters_sha256=NO_CLUSTERS)
+
+
+def _check_pool_size(settings: StudySettings, pool: tuple[PoolSample, ...]) -> None:
     if settings.paths.budget > len(pool):
         raise ParameterError(
             f"paths.budget is {settings.paths.budget}, the pool has {len(pool)} samples; "
@@ -76,17 +120,10 @@ def prepare_study(
             f"uplink.holdout is {uplink.holdout}, the pool has {len(pool)} samples; hold out fewer "
             "or enlarge the pool"
         )
-    embeddings = embedder(settings.embedder).embed([sample.question for sample in pool])
-    clusters = fit_clusters(embeddings, settings.allocation.clusters, settings.seed)
-    plan = _plan(settings, roster, now, pool=pool, clusters=clusters)
-    kept = _kept(kept_plan)
-    if kept is not None:
-        refuse([(str(kept_plan), fault) for fault in changed_since(kept, plan)])
-        plan = kept
-    return Study(plan=plan, pool=pool, clusters=clusters, embeddings=embeddings)
 
 
-def _kept(path: Path) -> StudyPlan | None:
+def read_kept_plan(path: Path) -> StudyPlan | None:
+    """The plan that was proposed, None before. Raises: ParameterError: it cannot be read."""
     raw = read_if_there(path, what="the kept plan ", refusal=ParameterError)
     try:
         return None if raw is None else parse_plan(raw)
@@ -99,7 +136,8 @@ def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
 
     They have approved, signed and perhaps paid for the plan as it was, so nothing of it changes.
 
-    Returns: faults by dotted name; none where both are the same but for the expiry.
+    Returns: faults by dotted name; none where both are the same but for the times that were fixed
+        when it was first proposed.
     """
     before, after = (_fields(plan.model_dump(mode="json")) for plan in (proposed, now))
     told = [
@@ -109,18 +147,25 @@ def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:
             f"{_said(after.get(name))}",
         )
         for name in dict.fromkeys((*before, *after))
-        if name != "expires" and before.get(name) != after.get(name)
+        if not _fixed_before(name, before, after)
+        and before.get(name) != after.get(name)
+        and NO_CLUSTERS not in (before.get(name), after.get(name))
     ]
     if told:
         told.append(Fault(line=None, what=_ADVICE))
     return told
 
 
-def _fields(value: object, name: str = "") -> dict[str, object]:
+def _fixed_before(name: str, before: Fields, after: Fields) -> bool:
+    """Whether a field is a time that counts from the first proposal, in both."""
+    return name in _TIMES and None not in (before.get(name), after.get(name))
+
+
+def _fields(value: object, name: str = "") -> Fields:
     """Every field by its dotted name."""
     if not isinstance(value, dict):
         return {name: value}
-    found: dict[str, object] = {}
+    found: Fields = {}
     for key, inner in value.items():
         found |= _fields(inner, f"{name}.{key}" if name else key)
     return found
@@ -130,9 +175,15 @@ def _said(value: object) -> str:
     return "left out" if value is None else json.dumps(value)
 
 
-def check_plan(plan: StudyPlan) -> None:
+def check_plan(plan: StudyPlan, *, roster: Roster) -> None:
     """Raises: ParameterError: all that a plan's own mechanisms would refuse, here or at a site."""
-    refuse([("the study", Fault(line=None, what=said)) for said in plan_inconsistencies(plan)])
+    told = [*plan_inconsistencies(plan)]
+    if plan.min_cohort > len(roster.sites):
+        told.append(
+            f"min_cohort: it is {plan.min_cohort}, the roster has {len(roster.sites)} sites; lower "
+            "it, or take more sites into the roster"
+        )
+    refuse([("the study", Fault(line=None, what=said)) for said in told])
 
 
 def check_llm(study: Study, lm: TextModel, *, pool_file: Path) -> None:
@@ -201,16 +252,23 @@ def _plan(
     now: datetime,
     *,
     pool: tuple[PoolSample, ...],
-    clusters: Clusters,
+    clusters: int,
+    clusters_sha256: str,
 ) -> StudyPlan:
-    chosen = {name: value for name, value in settings if name != "valid_days"}
-    chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters.count})
-    return StudyPlan(
-        **chosen,
-        coordinator=roster.coordinator.id,
-        expires=format_time(now + timedelta(days=settings.valid_days)),
-        max_cohort=max(len(roster.sites), settings.min_cohort),
-        pool_sha256=pool_hash(pool),
-        pool_size=len(pool),
-        clusters_sha256=sha256_hex(canonical_json(clusters.to_json())),
-    )
+    chosen = {name: value for name, value in settings if name not in _DAYS}
+    chosen["allocation"] = settings.allocation.model_copy(update={"clusters": clusters})
+    days = settings.approval_days
+    try:
+        return StudyPlan(
+            **chosen,
+            coordinator=roster.coordinator.id,
+            expires=format_time(now + timedelta(days=settings.valid_days)),
+            approve_by=None if days is None else format_time(now + timedelta(days=days)),
+            max_cohort=max(len(roster.sites), settings.min_cohort),
+            pool_sha256=pool_hash(pool),
+            pool_size=len(pool),
+            clusters_sha256=clusters_sha256,
+        )
+    except ValidationError as error:
+        # Fields that each may be, and that together may not.
+        raise ParameterError(f"the study: {describe(error, StudyPlan)}") from error

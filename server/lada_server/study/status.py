@@ -11,9 +11,10 @@ import logging
 import os
 import threading
 import time
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import sqlalchemy as sa
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -21,7 +22,7 @@ from sqlalchemy.engine import Connection
 
 from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
 from lada_protocol.identity.roster import Party, Roster
-from lada_protocol.plan import parse_plan
+from lada_protocol.plan import StudyPlan, parse_plan
 from lada_secure.errors import ParameterError, PeerError
 from lada_server.board.database import Database
 from lada_server.board.schema import checked_metadata, messages
@@ -29,6 +30,14 @@ from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.rpc.limits import AWAY_AFTER_S, PartyActivity
 from lada_server.rpc.service import RunningServer
 from lada_server.settings import ServerSettings
+from lada_server.study.standing import (
+    Standing,
+    State,
+    StudyMessages,
+    read_study_messages,
+    standing_of,
+    study_code,
+)
 
 LOG = logging.getLogger(__name__)
 
@@ -54,11 +63,12 @@ class KnownProcess(_Model):
 
 
 class AwaitedParties(_Model):
-    """For whom the coordinator waits, since when and why."""
+    """For whom the coordinator waits, since when and why; until when, where people may decide."""
 
     parties: tuple[str, ...]
     since: str
     because: str
+    until: str | None = None
 
 
 class LastMessage(_Model):
@@ -72,8 +82,9 @@ class LastMessage(_Model):
 class PartyStatus(_Model):
     """One party.
 
-    `connected` is None where no coordinator runs that could know, `messages` where the database
-    does not answer.
+    `connected` is None where no coordinator runs that could know, `messages` and `state` where the
+    database does not answer. `code`: why it has refused or ended, with its meaning; `next`: what
+    the others do. See `standing`.
     """
 
     id: str
@@ -83,6 +94,10 @@ class PartyStatus(_Model):
     messages: int | None
     last_message: LastMessage | None
     refusals: dict[str, int]
+    state: State | None = None
+    code: str | None = None
+    meaning: str | None = None
+    next: str | None = None
 
 
 class Status(_Model):
@@ -98,6 +113,7 @@ class Status(_Model):
     since: str | None = None
     waiting: AwaitedParties | None = None
     failure: str | None = None
+    code: str | None = None
     storage_failure: str | None = None
     parties: tuple[PartyStatus, ...]
 
@@ -149,23 +165,29 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
     found: dict[str, Any] = {"running": process is not None}
     if process is not None:
         found["listen"] = process.listen
+    plan: StudyPlan | None = None
     with contextlib.suppress(OSError, PeerError):
         plan = parse_plan((settings.state_dir / "plan.json").read_bytes())
         found |= {"study_id": plan.study_id, "rounds": plan.rounds}
     event = newest_event(settings.state_dir / EVENTS_FILE)
     if event is not None:
         found |= _said_by(event)
-    said: dict[str, tuple[int, LastMessage]] | None = None
+    board: _Board | None = None
     try:
-        said = _last_messages(settings)
+        board = _read_board(settings, plan, roster)
     except StorageUnavailable as error:
         found["storage_failure"] = str(error)
-    found["parties"] = tuple(
-        _party(party, process, said, now_s=now_s)
-        for party in roster.parties
-        if party.id != roster.coordinator.id
+    if board is not None and board.study is not None:
+        found["code"] = study_code(board.study, roster.coordinator.id) or found.get("code")
+    said = Status(**found, parties=())
+    parties = (party for party in roster.parties if party.id != roster.coordinator.id)
+    return said.model_copy(
+        update={
+            "parties": tuple(
+                _party(party, process, board, plan, said, now_s=now_s) for party in parties
+            )
+        }
     )
-    return Status(**found)
 
 
 def newest_event(path: Path) -> Event | None:
@@ -198,16 +220,24 @@ def _said_by(event: Event) -> dict[str, Any]:
         "since": since,
     }
     if isinstance(event, Waiting):
-        found["waiting"] = AwaitedParties(parties=event.awaited, since=since, because=event.because)
+        found["waiting"] = AwaitedParties(
+            parties=event.awaited, since=since, because=event.because, until=event.until
+        )
     if isinstance(event, Failed):
-        found["failure"] = event.message
+        found |= {"failure": event.message, "code": event.code or None}
     return found
 
 
-def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage]]:
-    """Number of messages and the newest one, by sender."""
+class _Board(NamedTuple):
+    """Number of messages and the newest one, by sender; and what they say of the plan's study."""
+
+    senders: dict[str, tuple[int, LastMessage]]
+    study: StudyMessages | None
+
+
+def _read_board(settings: ServerSettings, plan: StudyPlan | None, roster: Roster) -> _Board:
     if settings.database is None and not settings.board_file.exists():
-        return {}
+        return _Board({}, None)
     own = messages.c
     counted = (
         sa.select(sa.func.count().label("messages"), sa.func.max(own.sequence).label("newest"))
@@ -218,18 +248,22 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
         own.sender, counted.c.messages, own.kind, own.round_id, own.received_at_s
     ).join(counted, counted.c.newest == own.sequence)
 
-    def newest_of_each(connection: Connection) -> dict[str, tuple[int, LastMessage]]:
+    def everything(connection: Connection) -> _Board:
         if not sa.inspect(connection).has_table(messages.name):
-            return {}
+            return _Board({}, None)
         checked_metadata(connection)
-        return {
+        senders = {
             sender: (count, LastMessage(kind=kind, round=round_id, at=_time(at_s)))
             for sender, count, kind, round_id, at_s in connection.execute(query)
         }
+        if plan is None:
+            return _Board(senders, None)
+        study = read_study_messages(connection, study_id=plan.study_id, roster=roster)
+        return _Board(senders, study)
 
     database = Database(settings.database_url)
     try:
-        return database.read("read the board", newest_of_each)
+        return database.read("read the board", everything)
     finally:
         database.close()
 
@@ -237,12 +271,15 @@ def _last_messages(settings: ServerSettings) -> dict[str, tuple[int, LastMessage
 def _party(
     party: Party,
     process: KnownProcess | None,
-    board: dict[str, tuple[int, LastMessage]] | None,
+    board: _Board | None,
+    plan: StudyPlan | None,
+    said: Status,
     *,
     now_s: float,
 ) -> PartyStatus:
     known = None if process is None else process.parties.get(party.id)
-    count, last = (None, None) if board is None else board.get(party.id, (0, None))
+    count, last = (None, None) if board is None else board.senders.get(party.id, (0, None))
+    standing = _standing(party, board, plan, said)
     return PartyStatus(
         id=party.id,
         role=party.role,
@@ -251,7 +288,23 @@ def _party(
         messages=count,
         last_message=last,
         refusals={} if known is None else known.refusals,
+        **({} if standing is None else asdict(standing)),
     )
+
+
+def _standing(
+    party: Party, board: _Board | None, plan: StudyPlan | None, said: Status
+) -> Standing | None:
+    """See `standing`; None before a plan is there, or where the database does not answer."""
+    if plan is None or board is None or board.study is None:
+        return None
+    until, waiting = None, said.waiting
+    awaited = () if waiting is None else waiting.parties
+    if waiting is not None and party.id in awaited:
+        since_s = datetime.fromisoformat(waiting.since).timestamp()
+        until = _time(since_s + plan.phase_timeout_s)
+    ended = said.state == "finished" or study_code(board.study, plan.coordinator) is not None
+    return standing_of(party, board.study, plan=plan, awaited=awaited, until=until, over=ended)
 
 
 def _time(seconds: float) -> str:

@@ -33,7 +33,7 @@ def dialling(kind: type[Any]) -> Mapping[Kind, Handler]:
 @pytest.mark.parametrize(
     ("role", "table", "on_the_way"),
     [
-        (Role.SITE, dialling(Site), {Kind.LEDGER, Kind.REFUSAL, Kind.FAILED}),
+        (Role.SITE, dialling(Site), {Kind.FAILED}),
         (
             Role.AUDITOR,
             dialling(Auditor),

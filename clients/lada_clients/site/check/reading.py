@@ -9,6 +9,7 @@ from lada_clients.net.study_folder import Outbox
 from lada_clients.site.gates.files import SiteFiles, check_files, file_digests
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.identity.credentials import Credentials
 from lada_protocol.identity.roster import Roster
 from lada_protocol.kinds import Kind
 from lada_protocol.party_checks import read_plan
@@ -43,6 +44,11 @@ class SiteReading:
     def roster(self) -> Roster:
         """As the policy pins it."""
         return read_roster(self.settings.roster, pinned=self.policy.roster_sha256)
+
+    @cached_property
+    def credentials(self) -> Credentials:
+        """This site's own, whatever the roster says of them."""
+        return self.settings.credentials()
 
     @cached_property
     def files(self) -> SiteFiles:
@@ -86,6 +92,11 @@ class SiteReading:
     def known_roster(self) -> Roster | None:
         """The roster, if it could be read."""
         return vars(self).get("roster")
+
+    @property
+    def known_credentials(self) -> Credentials | None:
+        """Certificates and keys, if they are fit for use."""
+        return vars(self).get("credentials")
 
     @property
     def known_files(self) -> SiteFiles | None:

@@ -12,11 +12,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from lada_clients.site.check.ledger import ledger_findings
 from lada_clients.site.check.reading import SiteReading
 from lada_clients.site.gates.policy import plan_faults
-from lada_protocol.party_checks import identity_found, roster_found, state_found
-from lada_secure.check.running import Check, Found, Request, RoleChecks, fault, fine, unneeded
+from lada_protocol.party_checks import disk_found, identity_found, roster_found, state_found
+from lada_secure.check.running import Check, Found, Request, RoleChecks, fault, fine, unneeded, warn
 from lada_secure.method.mechanisms import plan_inconsistencies
+from lada_secure.privacy.accounting.planning import delta_warnings
 
 if TYPE_CHECKING:
     from lada_clients.site.check.model import SiteModelChecks
@@ -45,12 +47,15 @@ class SiteChecks:
             Check(name="settings", run=self._settings),
             Check(name="policy", run=self._policy, needs=("settings",)),
             Check(name="state", run=self._state, needs=("settings",)),
+            Check(name="disk", run=self._disk, needs=("state",)),
             Check(name="roster", run=self._roster, needs=("policy",)),
             Check(name="identity", run=self._identity, needs=("settings",)),
+            Check(name="coordinator", run=self._coordinator, needs=("roster", "identity")),
             Check(name="records", run=self._records, needs=("policy",)),
             Check(name="pool", run=self._pool),
             Check(name="plan.read", run=self._plan_read, needs=("settings",)),
             Check(name="plan.policy", run=self._plan, needs=("plan.read", "roster")),
+            Check(name="ledger", run=self._ledger, needs=("policy", "state")),
             Check(name="embedder", run=lambda: self.model.embedder(), needs=("settings",)),
             Check(name="model.folder", run=lambda: self.model.folder(), needs=("settings",)),
             Check(
@@ -106,12 +111,26 @@ class SiteChecks:
     def _state(self) -> Iterator[Found]:
         yield state_found(self._read.settings, role=_NAME)
 
+    def _disk(self) -> Iterator[Found]:
+        yield disk_found(self._read.settings)
+
     def _roster(self) -> Iterator[Found]:
         yield roster_found(self._read.roster, pinned=True)
 
     def _identity(self) -> Iterator[Found]:
         # Where the roster has a fault of its own, the keys are looked at for themselves.
-        yield identity_found(self._read.settings, self._read.known_roster)
+        yield identity_found(
+            self._read.credentials, self._read.known_roster, folder=self._read.settings.identity
+        )
+
+    def _coordinator(self) -> Iterator[Found]:
+        # Imported here: the libraries of the network take a while, and a refusal should not.
+        from lada_clients.net.reaching import coordinator_found
+
+        yield from coordinator_found(self._read.settings, self._read.roster)
+
+    def _ledger(self) -> Iterator[Found]:
+        yield from ledger_findings(self._read)
 
     def _records(self) -> Iterator[Found]:
         records, held_out = self._read.files.records, self._read.files.held_out
@@ -123,6 +142,9 @@ class SiteChecks:
             units=units,
             held_out=tested,
         )
+        policy = self._read.policy
+        for said in delta_warnings(target_delta=policy.target_delta, units=units):
+            yield warn(f"{self._read.settings.policy}: {said}")
 
     def _pool(self) -> Iterator[Found]:
         if self._read.request.pool is None:

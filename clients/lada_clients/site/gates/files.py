@@ -23,6 +23,7 @@ from typing import Final
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text, refuse
+from lada_secure.data.record_oddities import warn_of_oddities
 from lada_secure.data.records import RecordFile, inspect_records
 from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import LadaError, ParameterError
@@ -63,6 +64,7 @@ def check_files(settings: SiteSettings, policy: SitePolicy) -> SiteFiles:
     refuse([*_file_faults(records, policy), *_file_faults(held_out, policy)])
     if held_out is not None:
         _warn_of_overlap(records, held_out)
+    warn_of_oddities(records)
     return SiteFiles(records=records, held_out=held_out)
 
 
@@ -114,7 +116,10 @@ def file_digests(settings: SiteSettings) -> dict[str, str]:
                 with path.open("rb") as file:
                     found[name] = hashlib.file_digest(file, "sha256").hexdigest()
             except OSError as error:
-                raise ParameterError(f"{name}: cannot read {path}: {error.strerror}") from error
+                raise ParameterError(
+                    f"{name}: cannot read {path}: {error.strerror}; a relative path in the "
+                    "settings is taken from the folder of that file"
+                ) from error
     return found
 
 

@@ -9,8 +9,10 @@ import logging
 from collections.abc import Sequence
 from typing import Final
 
+from lada_clients.net.failures import told_as
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.settings import SiteSettings
+from lada_protocol.failure_codes import FailureCode
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.method.memory import LOWER_AT_A_SITE, SiteSizes, site_fits_easily, site_memory
@@ -39,9 +41,20 @@ def slm_memory(
 def check_slm_memory(
     settings: SiteSettings, plan: MethodPlan, files: SiteFiles, pool: Sequence[PoolSample]
 ) -> None:
-    """Raises: ParameterError: the SLM will not fit; nothing was promised, loaded or spent."""
+    """Raises: ParameterError: the SLM will not fit; nothing was promised, loaded or spent.
+
+    UnfitStudy where it would not, were the records as short as can be: that may be told.
+    """
+    try:
+        _check(settings, plan, _sizes(settings, plan, files, pool))
+    except ParameterError:
+        with told_as(FailureCode.MEMORY):
+            _check(settings, plan, _sizes(settings, plan, None, pool))
+        raise
+
+
+def _check(settings: SiteSettings, plan: MethodPlan, sizes: SiteSizes) -> None:
     folder, placement = settings.slm_folder, settings.model.placement.on_this_machine()
-    sizes = _sizes(settings, plan, files, pool)
     if site_fits_easily(plan, folder, placement, sizes):
         return
     forecast = site_memory(plan, folder, placement, sizes)
@@ -52,15 +65,20 @@ def check_slm_memory(
 
 
 def _sizes(
-    settings: SiteSettings, plan: MethodPlan, files: SiteFiles, pool: Sequence[PoolSample]
+    settings: SiteSettings,
+    plan: MethodPlan,
+    files: SiteFiles | None,
+    pool: Sequence[PoolSample],
 ) -> SiteSizes:
+    """Lengths of what is at hand; without files, of no record at all."""
     folder, calling = settings.slm_folder, settings.model.calling
     texts = open_texts(folder, name=str(folder), calling=calling).with_form(plan.form)
-    held_out = () if files.held_out is None else files.held_out.records
+    own = () if files is None else files.records.records
+    held_out = () if files is None or files.held_out is None else files.held_out.records
     return SiteSizes(
         batch_size=settings.physical_batch_size,
-        records=largest_sizes(texts, [*files.records.records, *held_out]),
-        count=len(files.records.records),
+        records=largest_sizes(texts, [*own, *held_out]),
+        count=len(own),
         pool=largest_sizes(texts, pool),
     )
 

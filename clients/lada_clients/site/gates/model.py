@@ -10,9 +10,11 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from lada_clients.net.failures import told_as
 from lada_clients.site.gates.files import SiteFiles
 from lada_clients.site.learner import SiteLearner
 from lada_clients.site.settings import SitePolicy
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.plan import StudyPlan
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, Record
@@ -28,6 +30,7 @@ logger = logging.getLogger(__name__)
 # More take longer than a person waits without a word.
 _MANY: Final = 5_000
 _NOT_ENCODED: Final = -1
+_POOL: Final = "the coordinator's pool"
 
 
 def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy) -> None:
@@ -40,15 +43,25 @@ def check_with_model(learner: SiteLearner, files: SiteFiles, policy: SitePolicy)
     plan, lm, pool = learner.plan, learner.context.lm, learner.context.pool
     batch_size = learner.context.execution.batch_size
     told = [*plan_inconsistencies(plan), *size_faults(plan, lm, batch_size=batch_size)]
-    refuse([("the plan", Fault(line=None, what=one)) for one in told])
-    _call_once(learner)
+    with told_as(FailureCode.DOES_NOT_FIT):
+        refuse([("the plan", Fault(line=None, what=one)) for one in told])
+    with told_as(FailureCode.MODEL):
+        _call_once(learner)
     if policy.records.too_long == "refuse":
         if len(files.records.records) > _MANY:
             logger.warning(
                 "counting the tokens of %d records, once before the study ...",
                 len(files.records.records),
             )
-        refuse(list(length_faults(lm, files, pool, Written.by_plan(plan))))
+        _refuse_lengths(list(length_faults(lm, files, pool, Written.by_plan(plan))))
+
+
+def _refuse_lengths(faults: Sequence[tuple[str, Fault]]) -> None:
+    """All at once on this screen; told to others only where the pool alone is refused already."""
+    if any(name == _POOL for name, _ in faults):
+        with told_as(FailureCode.DOES_NOT_FIT):
+            refuse(faults)
+    refuse(faults)
 
 
 def size_faults(plan: StudyPlan, lm: LanguageModel, *, batch_size: int) -> Iterator[str]:
@@ -109,10 +122,7 @@ def length_faults(
         (own.name, line, record, written.reason if record.rationale is None else 0)
         for line, record in zip(own.lines, own.records, strict=True)
     ]
-    rows += [
-        ("the coordinator's pool", line, sample, written.sample)
-        for line, sample in enumerate(pool, start=1)
-    ]
+    rows += [(_POOL, line, sample, written.sample) for line, sample in enumerate(pool, start=1)]
     if held_out is not None:
         rows += [
             (held_out.name, line, record, written.held_out(record))

@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import TypeAlias
 from urllib.parse import quote
 
-from lada_secure.errors import LadaError, LedgerError, TransportError
+from lada_secure.errors import DiskError, LadaError, LedgerError
 
 READ = "BEGIN"
 WRITE = "BEGIN IMMEDIATE"
@@ -48,8 +48,8 @@ def _explain(error: sqlite3.Error, path: Path) -> LadaError:
         )
     for prefix, meaning in _EXPLANATIONS.items():
         if name.startswith(prefix):
-            return TransportError(f"ledger {path}: {meaning} ({name}). This step wrote nothing")
-    return TransportError(f"ledger {path}: the database refused ({name}: {error})")
+            return DiskError(f"ledger {path}: {meaning} ({name}). This step wrote nothing")
+    return DiskError(f"ledger {path}: the database refused ({name}: {error})")
 
 
 @contextmanager
@@ -70,7 +70,7 @@ def create_private(path: Path) -> None:
     try:
         os.close(os.open(path, os.O_RDWR | os.O_CREAT, 0o600))
     except OSError as error:
-        raise TransportError(
+        raise DiskError(
             f"ledger {path}: cannot be opened or created: {error.strerror}; check that its folder "
             "exists and can be written. Nothing was written, nothing was spent"
         ) from error
@@ -141,5 +141,5 @@ def readable(path: Path) -> Iterator[Connect]:
             shutil.copyfile(log, Path(folder, log.name))
             shutil.copyfile(path, Path(folder, path.name))
         except OSError as error:
-            raise TransportError(f"ledger {path}: cannot be read: {error.strerror}") from error
+            raise DiskError(f"ledger {path}: cannot be read: {error.strerror}") from error
         yield partial(_connect, Path(folder, path.name), "mode=ro")

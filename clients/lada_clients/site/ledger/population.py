@@ -25,7 +25,12 @@ from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import check_name
 from lada_secure.privacy.ledger.carried_budget import spending
-from lada_secure.privacy.ledger.entries import LedgerEntry, ReserveEntry, RestartEntry
+from lada_secure.privacy.ledger.entries import (
+    DecisionEntry,
+    LedgerEntry,
+    ReserveEntry,
+    RestartEntry,
+)
 from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
@@ -84,6 +89,17 @@ def read_spending(path: Path) -> tuple[tuple[str, PrivacyEvent], ...]:
         return ()
     with open_ledger_reader(path) as ledger:
         return spending(ledger.entries())
+
+
+def read_latest_decision(path: Path, study_id: str) -> DecisionEntry | None:
+    """The newest decision on a study in a ledger file; None where there is no file or no decision.
+
+    Nobody waits for it.
+    """
+    if not path.exists():
+        return None
+    with open_ledger_reader(path) as ledger:
+        return ledger.latest_decision(study_id)
 
 
 def read_promises(path: Path, *, now: datetime, besides: str) -> tuple[BudgetPromise, ...]:
@@ -145,7 +161,7 @@ def renew_key(settings_path: Path, *, old_identity: Path, by: str) -> str:
     old = load_signing_key(old_identity, passphrase=settings.passphrase)
     with (
         held_state_folder(settings.state_dir, party=settings.party, role="site"),
-        _ledger_between_studies(settings, policy, signing_key=old) as ledger,
+        open_ledger_between_studies(settings, policy, signing_key=old) as ledger,
     ):
         return ledger.renew_key(new.signing_key, decided_by=by).new_public_key
 
@@ -182,18 +198,19 @@ def restart(settings_path: Path, *, grant_file: Path, by: str) -> RestartGrant:
     check_grant(grant, where="restart", auditor_key=auditor_key)
     signing_key = settings.credentials().signing_key
     with held_state_folder(settings.state_dir, party=settings.party, role="site"):
-        _ledger_between_studies(settings, policy, signing_key=signing_key, grant=grant).close()
+        open_ledger_between_studies(settings, policy, signing_key=signing_key, grant=grant).close()
     return grant
 
 
-def _ledger_between_studies(
+def open_ledger_between_studies(
     settings: SiteSettings,
     policy: SitePolicy,
     *,
     signing_key: Ed25519PrivateKey,
     grant: RestartGrant | None = None,
+    time_step_s: int = LEDGER_TIME_STEP_S,
 ) -> SqliteLedger:
-    """The population's ledger while no study is under way, so that nothing is reserved in it."""
+    """The population's ledger for somebody who reserves nothing in it."""
     return SqliteLedger(
         ledger_path(settings, policy),
         site=settings.party,
@@ -205,7 +222,7 @@ def _ledger_between_studies(
             study_epsilon=policy.epsilon_cap_per_study,
         ),
         clock=_now,
-        time_step_s=LEDGER_TIME_STEP_S,
+        time_step_s=time_step_s,
         grant=grant,
     )
 

@@ -10,7 +10,9 @@ import numpy as np
 from lada_clients.site.results.answers import Answer
 from lada_clients.site.results.evaluation import Bin, Comparison, ModelFigures, TopicFigure
 from lada_clients.site.results.intervals import Interval, mean_interval
+from lada_clients.site.results.kinds import KindScoring, kind_groups
 from lada_secure.arrays import FloatArray
+from lada_secure.data.records import Record
 
 _BINS = 10
 
@@ -41,14 +43,22 @@ class Answered:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeldOut:
-    """What is known of the held-out records without a model: ids, units and topics, (n,) each.
+    """What is known of the held-out records without a model: the records, units and topics, (n,)
+    each.
 
     topics: empty where the study's topics are not known here.
     """
 
-    record_ids: Sequence[str]
+    records: Sequence[Record]
     units: Sequence[str]
     topics: Sequence[int]
+
+    def scorings(self, drawing: Drawing) -> list[KindScoring]:
+        """One for each kind of task."""
+        return [
+            KindScoring(group, seed=drawing.seed, resamples=drawing.resamples)
+            for group in kind_groups(self.records, self.units)
+        ]
 
 
 def figures_of(one: Answered, held_out: HeldOut, drawing: Drawing) -> ModelFigures:
@@ -70,6 +80,7 @@ def figures_of(one: Answered, held_out: HeldOut, drawing: Drawing) -> ModelFigur
         calibration=calibration,
         topics=tuple(topics),
         general=_alone(_right(one.general), drawing) if one.general else None,
+        kinds=tuple(scoring.figures(one.held_out) for scoring in held_out.scorings(drawing)),
     )
 
 
@@ -79,7 +90,7 @@ def compare(one: Answered, other: Answered, held_out: HeldOut, drawing: Drawing)
     general = None
     if one.general:
         general = _alone(_right(one.general) - _right(other.general), drawing, (-1.0, 1.0))
-    ids = held_out.record_ids
+    ids = [record.record_id for record in held_out.records]
     return Comparison(
         model=one.name,
         against=other.name,
@@ -87,6 +98,10 @@ def compare(one: Answered, other: Answered, held_out: HeldOut, drawing: Drawing)
         general_difference=general,
         regressions=tuple(name for name, moved in zip(ids, change, strict=True) if moved < 0),
         gains=tuple(name for name, moved in zip(ids, change, strict=True) if moved > 0),
+        kinds=tuple(
+            scoring.difference(one.held_out, other.held_out)
+            for scoring in held_out.scorings(drawing)
+        ),
     )
 
 

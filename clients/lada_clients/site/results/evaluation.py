@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Sequence, Set
 from pathlib import Path
 from typing import Final, Literal
 
@@ -40,11 +40,44 @@ class TopicFigure(DocumentPart):
     accuracy: Interval
 
 
+class Figure(DocumentPart):
+    """A share, by kind of task. label: which one, of a figure that each label has."""
+
+    name: str
+    label: str | None = None
+    value: Interval
+
+    def text(self) -> str:
+        """Name and value."""
+        of = "" if self.label is None else f" of {self.label}"
+        return f"{self.name}{of} {self.value.text()}"
+
+
+class KindFigures(DocumentPart):
+    """What one model does on records of one kind. labels: of a classification. The first figure is
+    the one that models are compared by."""
+
+    kind: str
+    labels: tuple[str, ...]
+    records: int
+    figures: tuple[Figure, ...]
+
+
+class KindDifference(DocumentPart):
+    """The difference of two models in the first figure of a kind, by its name."""
+
+    kind: str
+    labels: tuple[str, ...]
+    name: str
+    difference: Interval
+
+
 class ModelFigures(DocumentPart):
     """What one model does.
 
     calibration_error: mean distance of confidence and accuracy over bins (Guo et al. 2017, equation
     3). general: accuracy on public questions of general knowledge; null where none were asked.
+    kinds: by what the records themselves say of their kind; empty where none says anything.
     """
 
     name: str
@@ -54,6 +87,7 @@ class ModelFigures(DocumentPart):
     calibration: tuple[Bin, ...]
     topics: tuple[TopicFigure, ...]
     general: Interval | None
+    kinds: tuple[KindFigures, ...] = ()
 
 
 class Comparison(DocumentPart):
@@ -69,6 +103,7 @@ class Comparison(DocumentPart):
     general_difference: Interval | None
     regressions: tuple[str, ...]
     gains: tuple[str, ...]
+    kinds: tuple[KindDifference, ...] = ()
 
 
 class Topic(DocumentPart):
@@ -140,6 +175,11 @@ class Evaluation(DocumentPart):
                 f"{one.name}: accuracy {one.accuracy.text()}, calibration error "
                 f"{one.calibration_error:.3f}{general}"
             )
+            for kind in one.kinds:
+                yield (
+                    f"  {_named(kind.kind, kind.labels)}, {kind.records} records: "
+                    f"{kind.figures[0].text()}"
+                )
         for two in (two for two in self.comparisons if {two.model, two.against} <= names):
             general = (
                 f"; general questions {two.general_difference.points()}"
@@ -150,9 +190,14 @@ class Evaluation(DocumentPart):
                 f"{two.model} against {two.against}: {two.difference.points()}, "
                 f"{len(two.gains)} records won and {len(two.regressions)} lost{general}"
             )
+            for moved in two.kinds:
+                yield (
+                    f"  {_named(moved.kind, moved.labels)}: {moved.name} "
+                    f"{moved.difference.points()}"
+                )
 
     def details(self) -> Iterator[str]:
-        """Topics, and which records were lost; for the site's own screen."""
+        """Topics, all figures by kind, and which records were lost; for the site's own screen."""
         names = {one.topic: one.example for one in self.topics}
         for figures in zip(*(one.topics for one in self.models), strict=True):
             topic = figures[0].topic
@@ -162,6 +207,10 @@ class Evaluation(DocumentPart):
             )
             like = f', like "{names[topic]}"' if topic in names else ""
             yield f"topic {topic}{like}: {figures[0].accuracy.n} records, {shares}"
+        for model in self.models:
+            for kind in model.kinds:
+                for figure in kind.figures[1:]:
+                    yield f"{model.name}, {_named(kind.kind, kind.labels)}: {figure.text()}"
         for two in self.comparisons:
             if two.regressions:
                 more = len(two.regressions) - _SHOWN
@@ -170,6 +219,11 @@ class Evaluation(DocumentPart):
                     f"lost by {two.model} against {two.against}: "
                     f"{', '.join(two.regressions[:_SHOWN])}{rest}"
                 )
+
+
+def _named(kind: str, labels: Sequence[str]) -> str:
+    """A kind for people; a classification by how many labels it has."""
+    return f"{kind} of {len(labels)} labels" if labels else kind
 
 
 def evaluation_file(folder: Path, round_id: int) -> Path:

@@ -8,7 +8,8 @@ means alone cover too seldom with few people or with shares near 0 or 1.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeAlias
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict
@@ -23,6 +24,10 @@ _DRAWN = 4_000_000
 # Below it a standard error is rounding.
 _NO_ERROR = 1e-7
 _FAR = 1e9
+
+# How often each unit was drawn, (m, units), to the statistic of each draw and its standard error,
+# (m,) each.
+Statistic: TypeAlias = Callable[[FloatArray], tuple[FloatArray, FloatArray]]
 
 
 class Interval(BaseModel):
@@ -71,25 +76,35 @@ def mean_interval(
     number, mean = len(counts), float(values.mean())
     own_means = sums / counts
     if number == 1 or float(np.ptp(own_means)) == 0.0:
-        unmet = 1.0 - ((1.0 - _LEVEL) / 2) ** (1.0 / number)
+        unmet = unmet_share(number)
         ends = (mean - unmet * (mean - low), mean + unmet * (high - mean))
     else:
-        first, last = np.quantile(
-            _studentized(sums, counts, seed=seed, resamples=resamples),
-            [(1.0 - _LEVEL) / 2, (1.0 + _LEVEL) / 2],
-        )
-        error = float(_errors(np.ones((1, number)), sums, counts)[0])
-        ends = (max(low, mean - float(last) * error), min(high, mean - float(first) * error))
+
+        def means(times: FloatArray) -> tuple[FloatArray, FloatArray]:
+            return (times @ sums) / (times @ counts), _errors(times, sums, counts)
+
+        ends = studentized_ends(means, number, bounds=bounds, seed=seed, resamples=resamples)
     return Interval(value=mean, low=ends[0], high=ends[1], n=len(values), units=number)
 
 
-def _studentized(sums: FloatArray, counts: FloatArray, *, seed: int, resamples: int) -> FloatArray:
-    """How many of its own standard errors each drawn mean lies off the mean, (resamples,).
+def unmet_share(number: int) -> float:
+    """The share of a population that so many people may all have missed, at 2.5%."""
+    share: float = 1.0 - ((1.0 - _LEVEL) / 2) ** (1.0 / number)
+    return share
 
-    Each is over as many units as there are, drawn with replacement. One that drew equal units alone
-    has no error; it lies as far off as can be.
+
+def studentized_ends(
+    statistic: Statistic, number: int, *, bounds: tuple[float, float], seed: int, resamples: int
+) -> tuple[float, float]:
+    """The ends of a 95% interval: how many of its own standard errors each drawn statistic lies off
+    the one over all units, which is drawn once each.
+
+    A draw of equal units alone has no error; it lies as far off as can be.
+
+    Args: number: of units, >= 2, which do not all agree.
     """
-    number, mean = len(counts), float(sums.sum() / counts.sum())
+    (value,), (error,) = (one.tolist() for one in statistic(np.ones((1, number))))
+    low, high = bounds
     generator = np.random.default_rng(seed)
     equal = np.full(number, 1.0 / number)
     found: list[FloatArray] = []
@@ -97,12 +112,12 @@ def _studentized(sums: FloatArray, counts: FloatArray, *, seed: int, resamples: 
     while left:
         now = min(left, max(1, _DRAWN // number))
         times = generator.multinomial(number, equal, size=now).astype(np.float64)
-        off = (times @ sums) / (times @ counts) - mean
-        errors = _errors(times, sums, counts)
-        known = errors > _NO_ERROR
+        drawn, errors = statistic(times)
+        off, known = drawn - value, errors > _NO_ERROR
         found.append(np.where(known, off / np.where(known, errors, 1.0), np.sign(off) * _FAR))
         left -= now
-    return np.concatenate(found)
+    first, last = np.quantile(np.concatenate(found), [(1.0 - _LEVEL) / 2, (1.0 + _LEVEL) / 2])
+    return max(low, value - float(last) * error), min(high, value - float(first) * error)
 
 
 def _errors(times: FloatArray, sums: FloatArray, counts: FloatArray) -> FloatArray:

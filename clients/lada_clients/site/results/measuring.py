@@ -81,7 +81,7 @@ def evaluate(study: SiteStudy, wanted: EvaluationRequest, shown: Shown) -> Evalu
     general = _general(wanted)
     topics = read_topics(study.folder, study.plan)
     held_out = HeldOut(
-        record_ids=[one.record_id for one in file.records],
+        records=file.records,
         units=[canonical_unit(one.unit) for one in file.records],
         topics=[] if topics is None else topics.of([one.question for one in file.records]),
     )

@@ -177,6 +177,14 @@ def test_keys_are_encrypted_where_there_is_a_passphrase(tmp_path, monkeypatch):
     file = tmp_path / "pass"
     file.write_bytes(PASSPHRASE.value + b"\n")
     assert load_credentials(identity, passphrase=read_passphrase(file)).name == SITE
+    # As a service manager hands it over; an empty name is none.
+    monkeypatch.setenv("LADA_KEY_PASSPHRASE_FILE", str(file))
+    assert load_credentials(identity).name == SITE
+    monkeypatch.setenv("LADA_KEY_PASSPHRASE_FILE", "")
+    assert read_passphrase(None) is None
+    monkeypatch.setenv("LADA_KEY_PASSPHRASE_FILE", str(tmp_path / "away"))
+    with pytest.raises(ParameterError, match="away: No such file"):
+        load_credentials(identity)
 
 
 def test_a_byte_order_mark_is_no_part_of_a_passphrase():

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import cast
 
 import pytest
-from protocol_world import MemoryBoard, make_cast, make_participant, make_plan, signed
+from protocol_world import MemoryBoard, MemoryClient, make_cast, make_participant, make_plan, signed
 from simulated_parties import make_world
 
 from lada_clients.net.participant import Participant
 from lada_protocol.kinds import Kind
 from lada_protocol.party_files import read_roster
+from lada_protocol.rounds.tasks import Done
 from lada_protocol.rounds.transcript import FIRST, build_transcript
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import LocalProtocolError, ParameterError, PeerError, TransportError
@@ -118,12 +120,40 @@ def test_a_transcript_that_leaves_out_an_own_message_is_not_signed(tmp_path: Pat
 
 def test_a_roster_file_must_be_the_pinned_one(tmp_path: Path) -> None:
     path = tmp_path / "roster.json"
-    with pytest.raises(ParameterError, match="cannot read roster"):
+    with pytest.raises(ParameterError, match="there is no such file"):
         read_roster(path, pinned=CAST.roster.hash)
     path.write_bytes(CAST.roster.to_bytes())
     assert read_roster(path, pinned=CAST.roster.hash) == CAST.roster
-    with pytest.raises(ParameterError, match="the policy pins"):
+    with pytest.raises(ParameterError, match="roster_sha256 pins 1111"):
+        read_roster(path, pinned="1" * 64)
+    with pytest.raises(ParameterError, match=r"none is pinned yet, .* run `lada init join`"):
         read_roster(path, pinned="0" * 64)
     path.write_bytes(CAST.roster.to_bytes() + b"\n")
     with pytest.raises(ParameterError, match="canonical"):
         read_roster(path, pinned=CAST.roster.hash)
+
+
+@pytest.mark.parametrize("restarted", [False, True])
+@pytest.mark.parametrize("kind", [Kind.FINISHED, Kind.FAILED])
+def test_the_board_hears_that_the_end_was_read_by_the_goodbye_alone(
+    tmp_path: Path, kind: Kind, restarted: bool
+) -> None:
+    board, key = MemoryBoard(CAST.roster), CAST.keys["coordinator"]
+    raw = PLAN.to_bytes()
+    board.insert(_plan_message(raw), raw)
+    me = make_participant(CAST, board, "auditor", tmp_path)
+    body = {"rounds": 1} if kind is Kind.FINISHED else {"code": "cohort", "message": "few"}
+    if not restarted:
+        me.join(wait_s=5.0)
+    board.insert(signed(CAST.roster, key, PLAN, kind, "coordinator", body))
+    if restarted:
+        me.join(wait_s=5.0)
+    loop = me.run_loop(lambda: Done(), {})
+    for _ in range(2):
+        loop.next_task()
+    assert me.index.find(kind, sender="coordinator") is not None
+    # An export may take minutes now, and fetches from the board.
+    client = cast(MemoryClient, me.client)
+    assert client.read_to < len(board.rows)
+    me.say_goodbye()
+    assert client.read_to == len(board.rows)

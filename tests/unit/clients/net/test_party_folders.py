@@ -5,7 +5,8 @@ from contextlib import contextmanager
 import pytest
 
 from lada_clients.auditor.runner import run_auditor
-from lada_clients.site.runner import run_site, show_plan
+from lada_clients.site.decisions import show_plan
+from lada_clients.site.runner import run_site
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import free_port, write_run
 from lada_lab.mock.scale import dealt_data, scale_preset

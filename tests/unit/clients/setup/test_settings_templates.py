@@ -54,7 +54,7 @@ LEFT_OUT = {"transport", "uplink", "guide"}
 # Examples of what has no default, instead of defaults.
 EXAMPLES = {
     "held_out", "passphrase_file", "template", "quantization", "device_map", "database", "monitor",
-    "adapter_core", "sample_value", "draw", "known_share", "fallback", "least_llm_right",
+    "adapter_core", "sample_value", "fallback", "least_llm_right", "approval_days",
 }  # fmt: skip
 
 

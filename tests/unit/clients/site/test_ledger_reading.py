@@ -154,7 +154,7 @@ def test_a_file_that_may_not_be_read_is_a_clear_error(open_folder: Path) -> None
     path = open_folder / "ledger.db"
     filled(path, releases=1)
     path.chmod(stat.S_IWUSR)
-    assert b"TransportError: ledger" in read_as_nobody(path)
+    assert b"DiskError: ledger" in read_as_nobody(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"this is not a database" * 100])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,8 @@ from typer.testing import CliRunner
 
 from lada_clients.auditor.commands import app as auditor_app
 from lada_clients.ca.authority import issue_party
-from lada_clients.site import runner
+from lada_clients.site import decisions
+from lada_clients.site.approval import DecisionRefused
 from lada_clients.site.commands import app as site_app
 from lada_clients.site.ledger.population import check_shown, is_new, renew_key, restart
 from lada_clients.site.ledger.store import SqliteLedger, open_ledger_reader
@@ -27,8 +29,22 @@ from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import LedgerEntry, format_ledger_lines
 from lada_secure.privacy.ledger.terms import DISCRETE_GAUSSIAN, BudgetCaps, ReleaseSpec
+from lada_secure.storage.state_folder import held_state_folder
 
 PLAN = "a" * 64
+
+
+def statistics_of(round_id: int) -> ReleaseSpec:
+    """A round's statistics."""
+    return ReleaseSpec(
+        study_id="study",
+        plan_hash=PLAN,
+        round_id=round_id,
+        purpose="statistics",
+        mechanism=DISCRETE_GAUSSIAN,
+        event=GaussianEvent(4.0),
+        parameters={"l2_sensitivity": 20.0, "std": 80.0},
+    )
 
 
 class Parties:
@@ -84,15 +100,7 @@ class Parties:
                 decided_by="policy",
             )
             for round_id in rounds:
-                spec = ReleaseSpec(
-                    study_id="study",
-                    plan_hash=PLAN,
-                    round_id=round_id,
-                    purpose="statistics",
-                    mechanism=DISCRETE_GAUSSIAN,
-                    event=GaussianEvent(4.0),
-                    parameters={"l2_sensitivity": 20.0, "std": 80.0},
-                )
+                spec = statistics_of(round_id)
                 ledger.commit(ledger.reserve(spec), b"noised")
             return ledger.entries()
 
@@ -279,9 +287,37 @@ def test_a_site_can_leave_a_study_with_a_file_that_it_could_not_approve_with(
     def online(*_settings: object) -> None:
         raise LedgerError("online")
 
-    monkeypatch.setattr(runner, "_joined", online)
+    monkeypatch.setattr(decisions, "_waiting_study", online)
     with pytest.raises(ParameterError, match=r"records\.jsonl:1: is not JSON"):
-        runner.decide(parties.site, "study", "approve", "dr-meyer")
-    for leaving in ("refuse", "withdraw"):
-        with pytest.raises(LedgerError, match="online"):
-            runner.decide(parties.site, "study", leaving, "dr-meyer")  # type: ignore[arg-type]
+        decisions.approve(parties.site, "study", by="dr-meyer")
+    with pytest.raises(LedgerError, match="online"):
+        decisions.refuse(parties.site, "study", by="dr-meyer")
+    with pytest.raises(DecisionRefused, match="nobody here has decided about it"):
+        decisions.withdraw(parties.site, "study", by="dr-meyer")
+
+
+@pytest.mark.parametrize("runs", [False, True])
+def test_a_site_withdraws_without_a_coordinator_and_while_its_run_works(
+    parties: Parties, monkeypatch: pytest.MonkeyPatch, runs: bool
+) -> None:
+    monkeypatch.setattr(decisions, "LOOK_FOR_S", 0.1)
+    parties.spend(0)
+    state = parties.ledger.parent
+    with ExitStack() as running:
+        if runs:
+            running.enter_context(held_state_folder(state, party="hospital-a", role="site"))
+        told = decisions.withdraw(parties.site, "study", by="A. Meyer, DPO", why="Not before May.")
+    assert "A. Meyer, DPO withdrew from study study; nothing more leaves under it" in told
+    said = "ends with its next step" if runs else r"The others were not told \(no plan waits at"
+    assert re.search(said, told)
+    with parties.open() as ledger:
+        latest = ledger.latest_decision("study")
+        assert latest is not None
+        assert (latest.decision, latest.decided_by) == ("withdraw", "A. Meyer, DPO")
+        assert "May" not in latest.statement
+        with pytest.raises(LedgerError, match="latest decision on study study is 'withdraw'"):
+            ledger.reserve(statistics_of(1))
+    (reason,) = (state / "decisions" / "study").iterdir()
+    assert json.loads(reason.read_text())["why"] == "Not before May."
+    with pytest.raises(DecisionRefused, match="was withdrawn from by A"):
+        decisions.withdraw(parties.site, "study", by="A. Meyer, DPO")

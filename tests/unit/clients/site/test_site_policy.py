@@ -304,11 +304,10 @@ def test_the_description_says_what_is_measured_and_what_picks_tell_of_the_model(
     assert "lack a question" not in plain
     for changes in (
         {"allocation__sample_value": "gap"},
-        {"allocation__known_share": 0.1},
         {"allocation__strategy": "gain"},
     ):
         assert "lack a question" in " ".join(describe_plan(_plan(**changes)))
-    assert "lack a question" not in " ".join(describe_plan(_plan(allocation__draw="soft")))
+    assert "lack a question" not in " ".join(describe_plan(_plan(allocation__sample_value="score")))
 
 
 def test_the_budget_says_what_is_spent_and_what_the_study_would_leave() -> None:

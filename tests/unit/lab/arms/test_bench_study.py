@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from lada_lab.arms.arms import ARMS, DRAWS, FORMS, arms_named
+from lada_lab.arms.arms import ARMS, arms_named
 from lada_lab.arms.grid import parse_factor, points_of
 from lada_lab.arms.presets import PRESETS, bench_settings
 from lada_lab.arms.simulation import PreparedWorld
@@ -141,28 +141,24 @@ def test_an_ablation_differs_from_the_full_method_in_one_thing(prepared: Prepare
             "mass-valuation",
             {"allocation.strategy": "valuation", "allocation.sample_value": None},
         ),
-        ("full-gain-top", {"allocation.strategy": "gain", "allocation.draw": "top"}),
+        ("full-gain-top", {"allocation.strategy": "gain"}),
         ("no-screen", {"allocation.screen_low": 0.0}),
         ("lada-fedmkt", {}),
     ):
         assert arm_plan(name, prepared) == changed_plan(full, change)
 
 
-def test_forms_of_the_gap_differ_in_what_a_sample_is_worth_and_how_it_is_drawn_alone(
+def test_forms_of_the_gap_differ_in_what_a_sample_and_a_topic_are_worth_alone(
     prepared: PreparedWorld,
 ) -> None:
     topics = arm_plan("topic-quotas", prepared)
-    for draw in DRAWS:
-        for form, value in (("mass", None), ("band", "band"), ("gap", "gap"), ("gain", "gain")):
-            change = {"allocation.draw": draw, "allocation.sample_value": value}
-            assert arm_plan(f"{form}-{draw}", prepared) == changed_plan(topics, change)
-        full = arm_plan(f"full-gain-{draw}", prepared)
-        gain = arm_plan(f"gain-{draw}", prepared)
-        assert full == changed_plan(gain, {"allocation.strategy": "gain"})
-        assert arm_plan(f"valued-gain-{draw}", prepared) == changed_plan(
-            full, {"allocation.strategy": "valued_gain"}
-        )
-    assert len(FORMS) * len(DRAWS) == 18
+    for value in ("gap", "gain"):
+        change = {"allocation.sample_value": value}
+        assert arm_plan(f"{value}-top", prepared) == changed_plan(topics, change)
+    gain, full = arm_plan("gain-top", prepared), arm_plan("full-gain-top", prepared)
+    assert full == changed_plan(gain, {"allocation.strategy": "gain"})
+    judged = changed_plan(full, {"allocation.strategy": "valued_gain"})
+    assert arm_plan("lada-secure", prepared) == judged
 
 
 def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together() -> None:

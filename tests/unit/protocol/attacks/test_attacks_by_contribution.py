@@ -23,6 +23,7 @@ from simulated_parties import (
 )
 
 from lada_clients.auditor.opening import claim_opening
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import (
@@ -279,12 +280,13 @@ def test_an_auditor_refuses_a_plan_outside_its_settings(tmp_path: Path) -> None:
     world = make_world(tmp_path, cast_=cast_, plan=make_plan(min_cohort=3))
     strict = make_auditor(cast_, world.board, tmp_path / "strict", min_cohort=4)
 
-    assert not strict._plan_is_acceptable()
+    assert strict._refused_plan() == "min_cohort 3 is below 4"
 
     task = world.coordinator.next()
     assert isinstance(task, GiveUp)
     assert task.code == "refused"
-    assert "min_cohort 3 is below 4" in task.message
+    # What the settings say stays with the auditor; a code travels.
+    assert task.message == f"auditor refuses the plan: {FailureCode.POLICY.meaning}"
     assert make_participant(cast_, world.board, "site-a", tmp_path / "x").party == "site-a"
 
 

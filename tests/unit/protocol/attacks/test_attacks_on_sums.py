@@ -94,7 +94,7 @@ def test_a_roster_of_one_real_and_many_invented_sites_is_not_the_pinned_one(
     path = tmp_path / "roster.json"
     path.write_bytes(invented.roster.to_bytes())
 
-    with pytest.raises(ParameterError, match="the policy pins"):
+    with pytest.raises(ParameterError, match="roster_sha256 pins"):
         read_roster(path, pinned=agreed.roster.hash)
 
 

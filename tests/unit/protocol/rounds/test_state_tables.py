@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from protocol_world import SLM, UPLINK, make_cast, make_plan, signed
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.auditor import next_auditor_task
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -24,7 +25,7 @@ from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done, GiveUp, Post, Task, Wait
 from lada_protocol.wire.envelope import Envelope
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS
+from lada_secure.method.plan import CONFIDENCE_EXCESS, DEMAND, STATISTICS, TRAINING
 
 SPEC = Path(__file__).parents[4] / "protocol" / "SPEC.md"
 PLAN = make_plan(uplink=UPLINK, max_cohort=4)
@@ -38,6 +39,7 @@ SENDS: dict[Kind, tuple[str, ...]] = {
     Kind.QUERY: ("query",),
     Kind.TRAINED: ("ledger", "trained"),
     Kind.SITE_PATHS: ("site_paths",),
+    Kind.LEDGER: ("ledger",),
     Kind.ADMISSION: ("admission",),
     Kind.PLAN: ("plan", "pool", "clusters"),
     Kind.COHORT: ("cohort",),
@@ -147,6 +149,7 @@ class Line:
     task: Task | str | None
     party: str = "site-a"
     given_up: frozenset[tuple[int, str]] = frozenset()
+    unshown: int | None = None
 
 
 def line(seen: list[Envelope], task: Task | str | None, **more: Any) -> Line:
@@ -157,16 +160,35 @@ TWO_SITES = message(Kind.COHORT, C, {"sites": ["site-a", "site-b"]}, **AT)
 BEHIND = [*cut(Kind.COHORT), *an_opening(STATISTICS, 0)]
 SITE = [
     line([*STORY, message(Kind.REFUSAL, A, to="site-a")], Done(failure="auditor gave no")),
+    line(
+        [*cut(Kind.TRAINED), message(Kind.FAILED, C)],
+        Post(kind=Kind.LEDGER, attempt=Attempt(purpose=TRAINING)),
+        unshown=0,
+    ),
     line([*cut(Kind.COHORT), message(Kind.FAILED, C)], Done(failure="coordinator gave no")),
     line(
-        [*cut(Kind.ACCEPTANCE), message(Kind.REFUSAL, "site-a")],
-        Done(failure="site-a refused the plan"),
+        list(STORY),
+        Done(
+            failure="the study went through 2 of its 2 rounds without site-d (round 0, 1)",
+            told=FailureCode.MISSED_ROUND,
+        ),
+        party=LATE,
     ),
+    line(
+        [*cut(Kind.ACCEPTANCE), message(Kind.REFUSAL, "site-a")],
+        Done(failure="site-a takes no part: site-a gave no"),
+    ),
+    line(cut(Kind.MASK_KEY), None),
     line(cut(Kind.ACCEPTANCE), Post(kind=Kind.ACCEPTANCE)),
     line(cut(Kind.ADMISSION), waits("plan", "the admission", A)),
     line(
         cut(Kind.COHORT, round_id=1),
         Wait(step="opening", round_id=1, awaited="the cohort", parties=(C,)),
+    ),
+    line(
+        without(cut(Kind.CLOSE), Kind.TRAINED, "site-a"),
+        Post(kind=Kind.LEDGER, attempt=Attempt(purpose=TRAINING)),
+        unshown=0,
     ),
     line(cut(Kind.CLOSE), Post(kind=Kind.CLOSE)),
     line(cut(Kind.COHORT), waits("opening", "the cohort", C)),
@@ -199,7 +221,7 @@ COORDINATOR = [
     line(cut(Kind.CLUSTERS), Post(kind=Kind.PLAN)),
     line(
         [*cut(Kind.OPENING_KEY), message(Kind.REFUSAL, A)],
-        GiveUp(code="refused", message="auditor gave no"),
+        GiveUp(code="refused", message="auditor refuses the plan"),
     ),
     line(cut(Kind.OPENING_KEY), waits("plan", "opening keys", A)),
     line(
@@ -284,7 +306,7 @@ def next_task(party: str, case: Line) -> Task:
     for one in case.seen:
         index.add(one)
     if party == "Site":
-        return next_site_task(index, site=case.party)
+        return next_site_task(index, site=case.party, unshown=case.unshown)
     if party == "Auditor":
         return next_auditor_task(index)
     return next_coordinator_task(index, given_up=case.given_up)
@@ -318,3 +340,35 @@ def test_every_line_of_the_state_tables_is_what_the_rules_do(
     if isinstance(expected, Post):
         assert all(f"`{kind}`" in text for kind in SENDS.get(expected.kind, ())), text
     assert not isinstance(expected, GiveUp) or f"`{expected.code}`" in text
+
+
+@pytest.mark.parametrize("end", [Kind.FAILED, Kind.FINISHED])
+def test_what_was_spent_on_a_missed_round_is_shown_once(end: Kind) -> None:
+    body = {"first_index": 2, "head_index": 3, "head_hash": "0" * 64}
+    shown = message(Kind.LEDGER, "site-a", body, purpose=TRAINING)
+    seen = [*cut(Kind.TRAINED), message(end, C)]
+    assert next_task("Site", line(seen, None, unshown=0)) == Post(
+        kind=Kind.LEDGER, attempt=Attempt(purpose=TRAINING)
+    )
+    assert isinstance(next_task("Site", line([*seen, shown], None, unshown=0)), Done)
+
+
+def test_a_site_that_signed_every_round_has_missed_none() -> None:
+    assert next_task("Site", line(list(STORY), None)) == Done()
+
+
+def test_a_site_that_refused_and_comes_back_hears_that_it_refused() -> None:
+    seen = [*STORY, message(Kind.REFUSAL, LATE)]
+    found = next_task("Site", line(seen, None, party=LATE))
+    assert found == Done(failure="site-d refused the plan")
+
+
+@pytest.mark.parametrize(
+    "kind", [Kind.COHORT, Kind.MASK_KEY, Kind.OPENED, Kind.TRAINED, Kind.CLOSE]
+)
+@pytest.mark.parametrize("who", ["site-b", A])
+def test_that_a_party_has_ended_changes_what_nobody_does_next(kind: Kind, who: str) -> None:
+    ended = message(Kind.FAILED, who, {"code": "disk", "message": ""}, purpose=STATISTICS)
+    for party in ("Site", "Coordinator", "Auditor"):
+        before, after = line(cut(kind), None), line([*cut(kind), ended], None)
+        assert next_task(party, before) == next_task(party, after)

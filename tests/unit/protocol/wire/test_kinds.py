@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Audience, Kind, Role, may_read, parse_kind
 from lada_protocol.wire.messages import BODIES
 from lada_secure.errors import PeerError
@@ -107,3 +108,11 @@ def test_every_error_code_of_the_code_stands_in_the_specification() -> None:
     }
     assert used - known == set()
     assert {"unpaid", "wrong_noise", "over_budget", "policy", "timeout"} <= known
+
+
+def test_the_list_of_endings_is_that_of_the_specification() -> None:
+    section = SPEC.read_text("utf-8").split("### 6.1 Endings")[1].split("\n## 7.")[0]
+    told = re.findall(r"(?m)^\| `([a-z_]+)` \|", section)
+    assert told == [code.value for code in FailureCode]
+    # What each says to people is one line, and says what to do.
+    assert all(code.meaning and code.mend for code in FailureCode)

@@ -7,9 +7,17 @@ from typing import Any
 import pytest
 from protocol_world import SLM, make_cast, make_plan, signed
 
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Envelope
-from lada_protocol.wire.messages import CohortBody, MaskKeyBody, check_body, fault_of, parse_body
+from lada_protocol.wire.messages import (
+    CohortBody,
+    MaskKeyBody,
+    check_body,
+    check_told,
+    fault_of,
+    parse_body,
+)
 from lada_secure.encryption.masks import MaskKey
 from lada_secure.errors import PeerError
 
@@ -17,8 +25,8 @@ CAST, PLAN = make_cast(), make_plan()
 D = "d" * 64
 
 
-def _message(kind: Kind, body: dict[str, Any], sender: str = "site-a") -> Envelope:
-    return signed(CAST.roster, CAST.keys[sender], PLAN, kind, sender, body)
+def _message(kind: Kind, body: dict[str, Any], sender: str = "site-a", **place: Any) -> Envelope:
+    return signed(CAST.roster, CAST.keys[sender], PLAN, kind, sender, body, **place)
 
 
 GOOD: dict[Kind, dict[str, Any]] = {
@@ -138,3 +146,28 @@ def test_a_refusal_that_cannot_be_read_is_a_refusal_all_the_same() -> None:
         "site-a gave no reason that can be read"
     )
     assert "no reason" in fault_of(_message(Kind.REFUSAL, {"code": "a", "message": "\ud800"}))
+
+
+@pytest.mark.parametrize("kind", [Kind.FAILED, Kind.REFUSAL])
+def test_a_dialling_party_ends_by_a_known_code_and_without_a_word(kind: Kind) -> None:
+    check_told(_message(kind, {"code": "disk", "message": ""}))
+    for body in (
+        {"code": "disk", "message": "records.jsonl:7: too long"},
+        {"code": "records_of_mrs_smith", "message": ""},
+    ):
+        with pytest.raises(PeerError, match="expected a known code and no message") as refused:
+            check_told(_message(kind, body))
+        assert refused.value.reason == "malformed"
+
+
+def test_what_the_auditor_says_of_a_ledger_or_a_sum_keeps_its_words() -> None:
+    said = {"code": "ledger_behind", "message": "put the newest ledger file back"}
+    check_told(_message(Kind.OPENING_REFUSED, said))
+    check_told(_message(Kind.REFUSAL, said, sender="auditor", to="site-a"))
+
+
+def test_a_code_without_a_word_is_read_by_its_meaning() -> None:
+    assert fault_of(_message(Kind.REFUSAL, {"code": "disk", "message": ""})) == (
+        FailureCode.DISK.meaning
+    )
+    assert fault_of(_message(Kind.REFUSAL, {"code": "unheard_of", "message": ""})) == "unheard_of"

@@ -69,7 +69,6 @@ SLM = SlmKnowledge(
     ("form", "expected"),
     [
         ("score", [1.0, 0.5, 0.5, 0.25, 0.0]),
-        ("band", [0.0, 0.5, 0.375, 0.0, 0.0]),
         ("gap", [1.0, 0.0, 0.5, 0.0, 0.0]),
         ("gain", [1.0, 0.25, 0.375, 0.0, 0.0]),
     ],
@@ -80,7 +79,7 @@ def test_what_a_sample_is_worth(form: SampleValue, expected: list[float]) -> Non
 
 def test_the_score_alone_needs_no_answers_and_all_other_forms_do() -> None:
     np.testing.assert_array_equal(sample_values("score", [0.5, -1.0]), [0.5, 0.0])
-    for form in ("band", "gap", "gain"):
+    for form in ("gap", "gain"):
         with pytest.raises(ParameterError, match=f"{form}.*got nothing"):
             sample_values(form, SCORES)  # type: ignore[arg-type]
         with pytest.raises(ParameterError, match="to 2 samples, got 5"):
@@ -112,6 +111,6 @@ def test_no_form_is_worth_more_than_the_score_or_less_than_nothing(
     scores, confidence, right = (np.array([row[at] for row in rows]) for at in range(3))
     slm = SlmKnowledge(right=right.astype(np.bool_), confidence=confidence)
     plain = sample_values("score", scores)
-    for form in ("band", "gap", "gain"):
+    for form in ("gap", "gain"):
         values = sample_values(form, scores, slm)  # type: ignore[arg-type]
         assert ((values >= 0.0) & (values <= plain)).all()

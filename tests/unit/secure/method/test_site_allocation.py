@@ -29,16 +29,18 @@ EQUAL = NoisedStatistics(
 LOPSIDED = NoisedStatistics(
     vector=np.array([15_000, 1_000, 2_600, 200], dtype=np.int64), parameters=PARAMETERS
 )
+TWO_TO_ONE = NoisedStatistics(
+    vector=np.array([10_000, 5_000, 1_800, 900], dtype=np.int64), parameters=PARAMETERS
+)
 ONE_CLUSTER = NoisedStatistics(
     vector=np.array([16_000, 0, 2_800, 0], dtype=np.int64), parameters=PARAMETERS
 )
 
 
-# Of forty samples; every other one is known, and answers come in runs of ten.
+# Of forty samples; every other one is known.
 KNOWN = SlmKnowledge(
     right=np.arange(40) % 2 == 0, confidence=np.where(np.arange(40) % 2 == 0, 0.75, 0.0)
 )
-STRATA = np.tile(np.repeat(np.arange(1, 3, dtype=np.int64), 10), 2)
 
 
 def plan(
@@ -77,7 +79,6 @@ def picks(
         choose_cells(study, state, noised, lacking=np.array(lacking)).utilities,
         np.full(len(CLUSTERS), 0.5) if scores is None else scores,
         pool_clusters=CLUSTERS,
-        answer_strata=STRATA,
         round_id=round_id,
         slm=KNOWN,
     )
@@ -158,14 +159,12 @@ def test_nothing_is_asked_for_twice_and_the_pool_can_run_out(strategy: str) -> N
     assert picks(study, state, round_id=3) == ()
 
 
-@pytest.mark.parametrize("known_share", [None, 0.5])
-@pytest.mark.parametrize("draw", [None, "soft", "stratified"])
-@pytest.mark.parametrize("value", [None, "band", "gap", "gain"])
+@pytest.mark.parametrize("value", [None, "gap", "gain"])
 @pytest.mark.parametrize("strategy", ["lada", "domain"])
 def test_no_rule_asks_for_anything_twice_or_for_more_than_the_quota(
-    strategy: str, value: str | None, draw: str | None, known_share: float | None
+    strategy: str, value: str | None
 ) -> None:
-    study = plan(strategy, quota=7, sample_value=value, draw=draw, known_share=known_share)
+    study = plan(strategy, quota=7, sample_value=value)
     state, seen = SiteState(), set[int]()
     for round_id in range(7):
         found = picks(study, state, round_id=round_id)
@@ -173,32 +172,35 @@ def test_no_rule_asks_for_anything_twice_or_for_more_than_the_quota(
         assert not seen & set(found)
         seen |= set(found)
         state = replace(state.with_picks(round_id, found), trained=(*state.trained, round_id))
-    # What is known is worth nothing to the gap, and what is hopeless nothing to the band.
-    known = {index for index in seen if KNOWN.right[index]}
-    wanted = {None: 40, "gain": 40, "gap": 20, "band": 20}[value]
-    assert len(seen) == (40 if value == "gap" and known_share else wanted)
-    assert len(known) == (0 if value == "gap" and not known_share else 20)
+    # What is known is worth nothing to the gap.
+    assert len(seen) == (20 if value == "gap" else 40)
+    assert sum(bool(KNOWN.right[index]) for index in seen) == (0 if value == "gap" else 20)
 
 
 def test_without_a_rule_what_the_slm_knows_decides_nothing() -> None:
     assert picks(plan("domain"), SiteState()) == picks(
-        plan("domain", sample_value="score", draw="top", known_share=0.0), SiteState()
+        plan("domain", sample_value="score"), SiteState()
     )
     assert picks(plan("domain", sample_value="gap"), SiteState()) != picks(
         plan("domain"), SiteState()
     )
 
 
-def test_lots_differ_from_round_to_round() -> None:
-    study = plan("domain", draw="soft")
-    assert len({picks(study, SiteState(), round_id=number) for number in range(5)}) == 5
-    assert picks(study, SiteState()) == picks(study, SiteState())
-
-
-def test_where_the_quota_is_not_split_answers_are_those_of_the_whole_pool() -> None:
-    study = plan("lada", sample_value="gain", draw="stratified", quota=8)
-    found = picks(study, SiteState(), LOPSIDED)
-    assert np.bincount(STRATA[list(found)], minlength=3).tolist() == [0, 4, 4]
+@pytest.mark.parametrize(
+    ("value", "expected"),
+    [
+        # Of a quota of 6 the first cluster has 4. Scores fall from sample to sample, and of the
+        # twenty of a cluster the even ones are known.
+        pytest.param(None, [0, 1, 2, 3, 20, 21], id="the best scores"),
+        pytest.param("gap", [1, 3, 5, 7, 21, 23], id="the best of what it gets wrong"),
+        # A known one is worth a quarter of its score.
+        pytest.param("gain", [1, 3, 5, 7, 21, 23], id="the largest expected gain"),
+    ],
+)
+def test_picks_by_hand(value: str | None, expected: list[int]) -> None:
+    scores = np.tile(np.linspace(1.0, 0.5, 20), 2)
+    study = plan("domain", quota=6, sample_value=value)
+    assert list(picks(study, SiteState(), TWO_TO_ONE, scores=scores)) == expected
 
 
 @pytest.mark.parametrize("strategy", ["gain", "valued_gain"])

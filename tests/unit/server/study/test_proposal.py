@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from protocol_world import make_cast
 from site_doubles import POOL, site_plan
 from trainer_doubles import small_model
 
@@ -66,9 +67,15 @@ def test_a_plan_that_a_site_would_refuse_is_refused_here_first() -> None:
         }
     )
     with pytest.raises(ParameterError) as refused:
-        check_plan(plan)
+        check_plan(plan, roster=make_cast().roster)
     lines = str(refused.value).splitlines()
     assert [line.split(": ")[1] for line in lines] == ["statistics", "allocation", "privacy"]
+
+
+def test_a_plan_for_more_sites_than_the_roster_has_is_refused() -> None:
+    plan = site_plan().model_copy(update={"min_cohort": 4})
+    with pytest.raises(ParameterError, match="it is 4, the roster has 3 sites"):
+        check_plan(plan, roster=make_cast().roster)
 
 
 @pytest.mark.parametrize("max_new_tokens", [64, 200])
@@ -142,15 +149,42 @@ def test_a_study_that_was_changed_after_it_was_proposed_is_refused_by_its_differ
     keep_plan(kept, prepared(kept).plan)
     changed = study_settings(
         rounds=3,
-        allocation=usual.allocation.model_copy(update={"strategy": "domain", "draw": "soft"}),
+        allocation=usual.allocation.model_copy(
+            update={"strategy": "domain", "sample_value": "gap"}
+        ),
     )
     with pytest.raises(ParameterError) as refused:
         prepared(kept, changed)
     said = str(refused.value)
     assert f"{kept}: rounds: proposed was 2, now it is 3" in said
     assert 'allocation.strategy: proposed was "guided", now it is "domain"' in said
-    assert 'allocation.draw: proposed was left out, now it is "soft"' in said
+    assert 'allocation.sample_value: proposed was left out, now it is "gap"' in said
     assert len(said.splitlines()) == 4
     assert "goes on as it was. Put back what was changed" in said
     # Whoever puts it back goes on.
     assert prepared(kept).plan.rounds == 2
+
+
+def test_the_time_to_decide_counts_from_the_first_proposal(tmp_path: Path) -> None:
+    kept, settings = tmp_path / "plan.json", study_settings(approval_days=0.5)
+    plan = prepared(kept, settings).plan
+    assert (plan.approve_by, plan.expires) == ("2026-01-01T12:00:00Z", "2026-01-02T00:00:00Z")
+    keep_plan(kept, plan)
+    # A coordinator that is started again the day after does not give people more time.
+    assert prepared(kept, settings, day=2).plan == plan
+
+
+@pytest.mark.parametrize("before", [None, 0.5])
+def test_a_time_to_decide_that_comes_or_goes_is_a_changed_study(
+    tmp_path: Path, before: float | None
+) -> None:
+    kept = tmp_path / "plan.json"
+    keep_plan(kept, prepared(kept, study_settings(approval_days=before)).plan)
+    after = None if before else 0.5
+    with pytest.raises(ParameterError, match="approve_by: proposed was"):
+        prepared(kept, study_settings(approval_days=after))
+
+
+def test_people_have_no_more_time_than_the_plan() -> None:
+    with pytest.raises(ValueError, match="approval_days is above valid_days"):
+        StudySettings.model_validate({**dict(study_settings()), "approval_days": 1.5})

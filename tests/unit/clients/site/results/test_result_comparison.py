@@ -6,6 +6,7 @@ import pytest
 
 from lada_clients.site.results.answers import Answer
 from lada_clients.site.results.comparison import Answered, Drawing, HeldOut, compare, figures_of
+from lada_secure.data.records import Record
 
 # record, unit, topic, before: right and confidence, after: right and confidence
 TABLE = (
@@ -16,7 +17,10 @@ TABLE = (
     ("r4", "carl", 1, False, 0.05, True, 1.0),
 )
 HELD_OUT = HeldOut(
-    record_ids=[row[0] for row in TABLE],
+    records=[
+        Record(record_id=row[0], unit=row[1], question="", choices=(), answer="", rationale=None)
+        for row in TABLE
+    ],
     units=[row[1] for row in TABLE],
     topics=[row[2] for row in TABLE],
 )
@@ -84,7 +88,7 @@ def test_a_model_against_itself_is_no_difference() -> None:
 
 
 def test_without_topics_and_general_questions_there_are_none() -> None:
-    bare = HeldOut(record_ids=HELD_OUT.record_ids, units=HELD_OUT.units, topics=())
+    bare = HeldOut(records=HELD_OUT.records, units=HELD_OUT.units, topics=())
     one = answered("before", 3)
     assert figures_of(one, bare, DRAWING).topics == ()
     assert figures_of(one, bare, DRAWING).general is None

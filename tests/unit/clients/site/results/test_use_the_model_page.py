@@ -8,6 +8,7 @@ import shlex
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from html.parser import HTMLParser
 from io import StringIO
 from pathlib import Path
@@ -26,7 +27,8 @@ from lada_clients.site.results.report import build_report
 from lada_clients.site.results.report_page import study_page
 from lada_clients.site.results.study import open_study
 from lada_protocol.events import EventLog, Joined, StepFinished
-from lada_secure.data.records import write_json_lines
+from lada_secure.data.records import inspect_records, write_json_lines
+from lada_secure.data.tasks import Classification, Text
 
 ROOT = Path(__file__).parents[5]
 PAGE = (ROOT / "docs" / "use-the-model.md").read_text(encoding="utf-8")
@@ -71,6 +73,31 @@ def test_the_commands_of_the_page_print_what_it_shows(
         assert re.search(pattern(shown.rstrip()), done.output, re.DOTALL), (line, done.output)
     (code,) = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
     subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+
+
+def test_records_that_say_their_kind_have_figures_of_it(site: Path, tmp_path: Path) -> None:
+    plain = inspect_records(site.parent / "held-out.jsonl").records
+    kinds = [Classification() if one.choices else Text() for one in plain]
+    told = [replace(one, task=kind) for one, kind in zip(plain, kinds, strict=True)]
+    write_json_lines(tmp_path / "told.jsonl", told)
+    found = evaluated(site, "--held-out", str(tmp_path / "told.jsonl"))
+    assert evaluated(site)["models"][1]["kinds"] == []
+    for model in found["models"]:
+        for one in model["kinds"]:
+            first = {"classification": "macro-F1", "text": "exact match"}[one["kind"]]
+            assert one["figures"][0]["name"] == first
+    assert {one["kind"] for one in found["comparisons"][0]["kinds"]} == {
+        kind.kind for kind in kinds
+    }
+    # The newest evaluation is the one that the report shows.
+    evaluated(site, "--held-out", str(tmp_path / "told.jsonl"))
+    page = study_page(build_report(open_study(site, None)))
+    assert "kind of task" in page
+    for kind in kinds:
+        assert kind.kind in page
+    done = run("site", "evaluate", "--settings", str(site), "--no-general", "--held-out",
+               str(tmp_path / "told.jsonl"))  # fmt: skip
+    assert f"  {'classification of' if plain[0].choices else 'text'}" in done.output
 
 
 @pytest.mark.parametrize("command", ["export", "evaluate", "ask", "report"])

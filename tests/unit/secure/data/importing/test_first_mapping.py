@@ -69,6 +69,32 @@ def test_an_encoding_is_guessed_for_the_mapping_and_said(tmp_path: Path) -> None
     assert records[0].question == "L\u00e4sst Fieber f\u00fcr 0 Tage nach?"
 
 
+@pytest.mark.parametrize(
+    ("answers", "proposed"),
+    [
+        (["good", "bad"], {"kind": "classification"}),
+        (["yes", "no", "maybe"], {"kind": "yes_no_unknown", "unknown": "maybe"}),
+        ([f"{one},5 mg" for one in range(9)], {"kind": "number", "tolerance": 0.05}),
+        ([f"text {one}" for one in range(9)], None),
+    ],
+)
+def test_a_kind_is_proposed_as_a_comment_that_works_once_it_is_none(
+    answers: list[str], proposed: dict[str, object] | None, tmp_path: Path
+) -> None:
+    rows = "".join(f"p{at};Q{at}?;{answers[at % len(answers)]}\n" for at in range(18))
+    guess = first_mapping(written(tmp_path, "c.csv", "unit;question;answer\n" + rows), query=None)
+    assert parse_mapping(guess.text.encode(), where="m").task is None
+    lines = [line[4:] for line in guess.text.splitlines() if line.startswith("#   ")]
+    choices = [line for line in lines if line.startswith("choices")]
+    task = "\n".join(line for line in lines if line not in choices)
+    text = guess.text.replace("[split]", "\n".join((*choices, task, "", "[split]")))
+    found = parse_mapping(text.encode(), where="m")
+    assert (found.task and found.task.model_dump(exclude_none=True)) == proposed
+    if choices:
+        assert found.record.choices is not None
+        assert found.record.choices.constant == tuple(sorted(answers))
+
+
 def test_a_column_name_cannot_leave_its_comment(tmp_path: Path) -> None:
     name = 'dose\nid = "x"\n[record.rationale]'
     content = f'patient,question,answer,"{name.replace(chr(34), chr(34) * 2)}"\np1,Q?,a,"1,5"\n'

@@ -16,9 +16,11 @@ from lada_secure.data.importing.guessing import presets
 from lada_secure.data.importing.mapping import (
     AnswerField,
     ChoicesField,
+    PoolSettings,
     RecordFields,
     SourceSettings,
     SplitSettings,
+    TaskSettings,
     UnitField,
 )
 from lada_secure.data.importing.rows import REASONS
@@ -26,7 +28,9 @@ from lada_secure.errors import LadaError
 
 PAGE = (Path(__file__).parents[5] / "docs" / "import-data.md").read_text(encoding="utf-8")
 PROSE = re.sub(r"```.*?```", "", PAGE, flags=re.DOTALL)
-BLOCKS = re.findall(r"```(csv|toml|console|text)\n(.*?)```", PAGE, re.DOTALL)
+# The pool's section has a test beside its commands.
+OF_RECORDS = re.sub(r"\n## The public pool\n.*?(?=\n## )", "", PAGE, flags=re.DOTALL)
+BLOCKS = re.findall(r"```(csv|toml|console|text)\n(.*?)```", OF_RECORDS, re.DOTALL)
 SALT = "05"
 
 
@@ -69,7 +73,11 @@ def test_the_page_does_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 @pytest.mark.parametrize(
-    "model", [SourceSettings, RecordFields, UnitField, AnswerField, ChoicesField, SplitSettings]
+    "model",
+    [
+        *(SourceSettings, RecordFields, UnitField, AnswerField, ChoicesField, SplitSettings),
+        *(TaskSettings, PoolSettings),
+    ],
 )
 def test_the_page_names_every_key_of_a_mapping(model: type[BaseModel]) -> None:
     named = set(re.findall(r"[a-z_]+", " ".join(re.findall(r"`([^`]+)`", PROSE))))

@@ -5,14 +5,13 @@ from __future__ import annotations
 import csv
 import itertools
 import json
-import math
 import random
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from lada_secure.data.importing.near_duplicates import SAME, NearTexts, signatures
+from lada_secure.data.importing.near_duplicates import BANDS, ROWS, SAME, NearTexts, signatures
 from lada_secure.data.importing.run import ImportRequest, run_import
 from lada_secure.data.records import PoolSample, write_json_lines
 
@@ -26,6 +25,14 @@ def texts(count: int, words: int = 40) -> list[str]:
         "".join(chance.choices("abcdefghijklmnop", k=chance.randint(3, 9))) for _ in range(5000)
     ]
     return [" ".join(chance.choices(known, k=words)) for _ in range(count)]
+
+
+def jaccard(text: str, other: str) -> float:
+    """Of the sets of windows, in plain words; for texts in lower case and single spaces."""
+    own, others = (
+        {raw[at : at + 8] for at in range(len(raw) - 7)} for raw in (text.encode(), other.encode())
+    )
+    return len(own & others) / len(own | others)
 
 
 def one_word_else(text: str) -> str:
@@ -59,30 +66,74 @@ def test_the_share_of_equal_minima_estimates_the_jaccard_index() -> None:
     half = [" ".join(text.split()[:20] + other.split()[20:]) for text, other in pairs]
     same = (signatures(known[:-1]) == signatures(half)).mean()
 
-    def windows(text: str) -> set[bytes]:
-        raw = text.encode()
-        return {raw[at : at + 8] for at in range(len(raw) - 7)}
-
-    exact = [
-        len(windows(a) & windows(b)) / len(windows(a) | windows(b))
-        for a, b in zip(known, half, strict=False)
-    ]
-    # 199 pairs of 64 minima: the standard error of the mean is below 0.005.
+    exact = [jaccard(a, b) for a, b in zip(known, half, strict=False)]
+    # 199 pairs of 60 minima: the standard error of the mean is below 0.005.
     assert abs(same - sum(exact) / len(exact)) < 0.025
 
 
-@pytest.mark.parametrize(("index", "found"), [(0.9, 0.99), (0.8, 0.48), (0.7, 0.03)])
-def test_the_page_says_how_surely_a_pair_is_found(index: float, found: float) -> None:
-    agree = 52
-    assert 51 / 64 < SAME <= agree / 64
-    chance = sum(
-        math.comb(64, one) * index**one * (1 - index) ** (64 - one) for one in range(agree, 65)
-    )
-    # No band of 4 agrees in one of a thousand of those pairs, or fewer.
-    assert (1 - (agree / 64) ** 4) ** 16 < 0.001
-    assert abs(chance - found) < 0.006
+def letters() -> list[str]:
+    """Form letters: all alike but for what stands in their gaps."""
+    chance = random.Random(SEED)
+    gap = lambda: "".join(chance.choices("abcdefghij", k=6))  # noqa: E731
+    return [
+        f"the patient {gap()} came with {gap()} and {gap()}, has taken {gap()} for some days "
+        f"without effect, and {gap()} was found; the value of {gap()} was high. which is it?"
+        for _ in range(3000)
+    ]
+
+
+def changed(text: str, chance: random.Random, words: int) -> str:
+    """Some neighbouring words else, so that the index falls in small steps."""
+    parts = text.split()
+    first = chance.randrange(len(parts) - words)
+    for place in range(first, first + words):
+        parts[place] = "".join(chance.choices("klmnop", k=len(parts[place])))
+    return " ".join(parts)
+
+
+@pytest.mark.parametrize("known", [texts(3000), letters()], ids=["texts", "form letters"])
+def test_of_pairs_just_above_the_index_nineteen_of_twenty_are_told(known: list[str]) -> None:
+    # A pair at the estimate's own border was told about every other time.
+    chance = random.Random(SEED)
+    pairs = [(text, changed(text, chance, words)) for text in known for words in (2, 3, 4)]
+    border = [pair for pair in pairs if SAME <= jaccard(*pair) < SAME + 0.03]
+    assert len(border) > 400
+    found = NearTexts(known).find([other for _, other in border])
+    assert sum(place is not None for place in found) > 0.95 * len(border)
+
+
+@pytest.mark.parametrize("known", [texts(3000), letters()], ids=["texts", "form letters"])
+def test_what_is_told_is_above_the_index(known: list[str]) -> None:
+    chance = random.Random(SEED)
+    below = [changed(text, chance, words) for text in known[:600] for words in (2, 3, 5)]
+    found = NearTexts(known).find(below)
+    told = [(known[place], text) for place, text in zip(found, below, strict=True) if place]
+    assert told
+    assert min(jaccard(*pair) for pair in told) >= SAME
+    refused = [
+        text
+        for text, own in zip(below, (one for one in known[:600] for _ in range(3)), strict=True)
+        if SAME - 0.03 < jaccard(own, text) < SAME
+    ]
+    assert len(refused) > 100
+    assert NearTexts(known).find(refused).count(None) == len(refused)
+
+
+@pytest.mark.parametrize(("index", "found"), [(0.9, "0.9999"), (0.8, "0.991")])
+def test_the_page_says_how_surely_a_pair_is_a_candidate(index: float, found: str) -> None:
+    chance = 1 - (1 - index**ROWS) ** BANDS
+    assert chance >= float(found) - 0.0005
+    assert chance > 0.95
     assert f"{index} " in PAGE
-    assert f"{found}" in PAGE
+    assert found in PAGE
+
+
+def test_an_indexed_text_is_found_by_those_behind_it_alone() -> None:
+    known = texts(50)
+    every = [*known, *(one_word_else(text) for text in known)]
+    index = NearTexts(every)
+    assert index.earlier(0, known) == [None] * 50
+    assert index.earlier(50, every[50:]) == list(range(50))
 
 
 def test_short_and_empty_texts_and_none_at_all() -> None:

@@ -1,0 +1,52 @@
+"""What a file of records may hold and hardly means: told on the site's own screen, never refused.
+
+Lines are named, never what they say. Nothing of it leaves the site.
+"""
+
+from __future__ import annotations
+
+import logging
+import re
+from typing import Final
+
+from lada_secure.data.record_faults import lines_text
+from lada_secure.data.records import Record, RecordFile
+from lada_secure.data.unit_ids import canonical_unit
+
+logger = logging.getLogger(__name__)
+
+# But for tab and line ends, as `lada data import` has it.
+CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
+
+
+def warn_of_oddities(file: RecordFile) -> None:
+    """Control characters in texts, and a unit column that names no people."""
+    told = list(zip(file.records, file.lines, strict=True))
+    controlled = [line for one, line in told if any(map(CONTROL.search, _texts(one)))]
+    if controlled:
+        logger.warning(
+            "%s: %d record(s) hold control characters (lines %s), which the model is trained on as "
+            "they are; take them out",
+            file.name,
+            len(controlled),
+            lines_text(controlled),
+        )
+    if len(told) < 2:
+        return
+    if len({canonical_unit(one.unit) for one, _ in told}) == 1:
+        logger.warning(
+            "%s: all %d records are of one unit, so at most max_records_per_unit of them count; "
+            "name the person of each record as its unit",
+            file.name,
+            len(told),
+        )
+    elif all(one.unit == one.record_id for one, _ in told):
+        logger.warning(
+            "%s: the unit of every record is its record_id, so each record is protected as a "
+            "person of its own; name the person, unless everybody has one record alone",
+            file.name,
+        )
+
+
+def _texts(record: Record) -> tuple[str, ...]:
+    return (record.question, record.answer, *record.choices, record.rationale or "")

@@ -1,0 +1,47 @@
+"""`lada check` dials a served board as a run would, and tells whose it is."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from served_board import serving
+
+from lada_clients.net.reaching import coordinator_found
+from lada_protocol.wire.transport_settings import TransportSettings
+from lada_secure.errors import TransportError
+
+
+@dataclass(frozen=True)
+class Dialling:
+    """What of a party's settings the check reads."""
+
+    coordinator: str
+    identity: Path
+    party: str = "bank"
+    passphrase: None = None
+    transport: TransportSettings = field(default_factory=TransportSettings)
+
+
+def test_a_coordinator_that_answers_is_known_by_its_key_and_hears_nothing(study, tmp_path):
+    with serving(study, tmp_path) as served:
+        settings = Dialling(served.server.address, study.identity("bank"))
+        (found,) = coordinator_found(settings, study.roster)
+        assert (found.level, found.facts["address"]) == ("ok", served.server.address)
+        assert "coordinator at " in found.message
+        assert served.store.visible("coordinator", 0) == []
+
+
+def test_a_coordinator_of_another_study_is_told(study, make_study, tmp_path):
+    other = make_study()
+    with serving(other, tmp_path) as served:
+        settings = Dialling(served.server.address, study.identity("bank"))
+        with pytest.raises(TransportError, match="this study's CA does not vouch for"):
+            list(coordinator_found(settings, study.roster))
+
+
+def test_nobody_there_is_no_fault_before_a_study(study, tmp_path):
+    with serving(study, tmp_path) as served:
+        address = served.server.address
+    (found,) = coordinator_found(Dialling(address, study.identity("bank")), study.roster)
+    assert found.level == "skipped"
+    assert f"nobody listens at {address} yet" in found.message
