@@ -15,6 +15,7 @@ from lada_server.study.places import (
     check_others_over,
     keep_outcome,
     known_studies,
+    settings_of_open_study,
     settings_of_study,
     study_place,
 )
@@ -123,3 +124,20 @@ def test_all_studies_are_told_oldest_first(tmp_path: Path) -> None:
     (second / "plan.json").write_bytes(b"{")
     with pytest.raises(ParameterError, match="cannot read the kept plan"):
         known_studies(tmp_path)
+
+
+def test_a_proposal_that_is_taken_back_leaves_its_folder_to_the_next_one(tmp_path: Path) -> None:
+    # Nothing is under way: a study has its own folder.
+    assert settings_of_open_study(settings(tmp_path), "first").state_dir == tmp_path
+    keep_outcome(propose(tmp_path, "first"), "finished")
+    second = propose(tmp_path, "second")
+    found = settings_of_open_study(settings(tmp_path), "second-b")
+    assert found.state_dir == second
+    assert found.database_url == f"sqlite:///{second}/board.sqlite"
+    # As the command does: the same board has another plan now, under another name.
+    (second / "plan.json").write_bytes(make_plan(study_id="second-b").to_bytes())
+    check_others_over(tmp_path, "second-b")
+    assert settings_of_study(settings(tmp_path), "second-b").state_dir == second
+    named = settings(tmp_path, "postgresql://db/lada?options=-csearch_path%3D{study}")
+    with pytest.raises(ParameterError, match="a database of its name"):
+        settings_of_open_study(named, "second-c")
