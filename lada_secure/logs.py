@@ -75,8 +75,11 @@ def begin_logs(settings_file: Path) -> None:
 
     With `format = "json"` every line on standard error is JSON from here on, whoever writes it. A
     file that is wrong elsewhere is told of in its own format; one that is no TOML, or whose table
-    is wrong, is told of as text by whoever reads the settings.
+    is wrong, is told of as text by whoever reads the settings. Once it is JSON it stays so: a
+    follower begins every study anew.
     """
+    if _json_handler() is not None:
+        return
     try:
         table = parse_table(settings_file.read_bytes(), where=str(settings_file)).get("log", {})
         settings = LogSettings.model_validate(table)

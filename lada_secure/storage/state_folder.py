@@ -3,12 +3,16 @@
 A settings file that names another party's folder would mix two parties' keys, messages and
 budgets; two processes in one folder would send two different messages in one place. Both are
 refused before anything is written. The lock dies with the process, however it ends.
+
+Work that touches different files may go on side by side: such processes share the folder and hold
+a lock of their own for their piece of work.
 """
 
 from __future__ import annotations
 
 import fcntl
 import json
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +26,9 @@ STATE_VERSION: Final = 1
 OWNER_FILE: Final = "owner.json"
 LOCK_FILE: Final = "lock"
 _MAX_OWNER_BYTES: Final = 4096
+# Whoever looks whether a folder is held, or prepares a shared one, is done by then.
+_SHORT_S: Final = 2.0
+_LOOK_AGAIN_S: Final = 0.05
 
 
 @contextmanager
@@ -35,13 +42,66 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     """
     lock = _locked(folder)
     try:
-        if not check_state_folder(folder, party=party, role=role):
-            owner: Json = {"party": party, "role": role, "version": STATE_VERSION}
-            write_atomically(folder / OWNER_FILE, canonical_json(owner))
-        sweep_parts(folder)
+        _prepare(folder, party=party, role=role)
         yield
     finally:
         lock.close()
+
+
+@contextmanager
+def shared_state_folder(folder: Path, *, party: str, role: str, work: str) -> Iterator[None]:
+    """Work in a state folder as its owner, beside processes that do other work in it.
+
+    Nobody holds the whole folder meanwhile (`held_state_folder`). Whoever comes first prepares it:
+    in a container every process may have the same number, and a part that looks left behind may be
+    another's.
+
+    Args: work: names what no two processes may do at once, in letters, digits and `-`.
+    Raises: as `held_state_folder`.
+    """
+    whole = _locked_together(folder, party=party, role=role)
+    try:
+        # Only then: another party's folder is left as it is.
+        check_state_folder(folder, party=party, role=role)
+        own = _locked(folder, f"{LOCK_FILE}-{work}")
+        try:
+            yield
+        finally:
+            own.close()
+    finally:
+        whole.close()
+
+
+@contextmanager
+def held_folder(folder: Path) -> Iterator[None]:
+    """Work in one folder within a state folder alone; see `is_held`.
+
+    Raises: ParameterError: another process works in it. TransportError: it cannot be written.
+    """
+    lock = _locked(folder)
+    try:
+        yield
+    finally:
+        lock.close()
+
+
+def is_held(folder: Path) -> bool:
+    """Whether a process works in a folder at the moment, alone. Nothing is made or written."""
+    try:
+        with (folder / LOCK_FILE).open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    return False
+
+
+def _prepare(folder: Path, *, party: str, role: str) -> None:
+    if not check_state_folder(folder, party=party, role=role):
+        owner: Json = {"party": party, "role": role, "version": STATE_VERSION}
+        write_atomically(folder / OWNER_FILE, canonical_json(owner))
+    sweep_parts(folder)
 
 
 def check_state_folder(folder: Path, *, party: str, role: str) -> bool:
@@ -94,25 +154,59 @@ def check_schema_version(
         )
 
 
-def _locked(folder: Path) -> BinaryIO:
+def _locked_together(folder: Path, *, party: str, role: str) -> BinaryIO:
+    """The folder's lock, shared with others; whoever has it alone at first prepares the folder."""
+    lock = _opened(folder, LOCK_FILE)
+    try:
+        if _takes(lock, fcntl.LOCK_EX):
+            _prepare(folder, party=party, role=role)
+        _lock_soon(lock, fcntl.LOCK_SH, folder)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _locked(folder: Path, name: str = LOCK_FILE) -> BinaryIO:
+    lock = _opened(folder, name)
+    try:
+        _lock_soon(lock, fcntl.LOCK_EX, folder)
+    except BaseException:
+        lock.close()
+        raise
+    return lock
+
+
+def _opened(folder: Path, name: str) -> BinaryIO:
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK_FILE).open("ab")
+        return (folder / name).open("ab")
     except OSError as error:
-        raise DiskError(f"cannot write {folder / LOCK_FILE}: {error.strerror}") from error
+        raise DiskError(f"cannot write {folder / name}: {error.strerror}") from error
+
+
+def _lock_soon(lock: BinaryIO, how: int, folder: Path) -> None:
+    """Take a lock that others hold for an instant only. Raises: ParameterError: for longer."""
+    deadline_s = time.monotonic() + _SHORT_S
+    while not _takes(lock, how):
+        if time.monotonic() > deadline_s:
+            raise ParameterError(
+                f"{folder} is in use by another process of this party; stop it first. Two at once "
+                "would send two different messages in one place"
+            )
+        time.sleep(_LOOK_AGAIN_S)
+
+
+def _takes(lock: BinaryIO, how: int) -> bool:
+    """Whether the lock was free. Raises: TransportError: the file system has no locks."""
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        lock.close()
-        raise ParameterError(
-            f"{folder} is in use by another process of this party; stop it first. Two at once "
-            "would send two different messages in one place"
-        ) from error
+        fcntl.flock(lock, how | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
     except OSError as error:
-        lock.close()
         # Without a lock nobody could tell whether another process works here.
         raise TransportError(
-            f"{folder / LOCK_FILE} cannot be locked: {error.strerror}; put state_dir on a file "
-            "system that has locks (a local disk, or a network share mounted with them)"
+            f"{lock.name} cannot be locked: {error.strerror}; put state_dir on a file system that "
+            "has locks (a local disk, or a network share mounted with them)"
         ) from error
-    return lock
+    return True

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from lada_secure.cli import answer
+from lada_secure.cli import JsonFlag, answer
 from lada_secure.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -112,6 +112,21 @@ def status(
         typer.echo(found.model_dump_json(indent=2))
     else:
         _show(found)
+
+
+@app.command()
+def studies(settings: SettingsFile, as_json: JsonFlag = False) -> None:
+    """Say which studies were proposed from here: state, rounds, when, and where they lie.
+
+    Example: lada server studies --settings coordinator/server.toml
+
+    Works while the coordinator runs or not, without its database.
+    """
+    from lada_protocol.studies import studies_json, studies_sentences
+    from lada_server.runner import server_studies
+
+    party, found = server_studies(settings)
+    answer(studies_json(party, found), studies_sentences(found), as_json=as_json)
 
 
 def _show(status: Status) -> None:

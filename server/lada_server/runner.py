@@ -12,14 +12,23 @@ from typing import TYPE_CHECKING
 from lada_protocol.events import EVENTS_FILE, EventLog, Failed
 from lada_protocol.party_files import LiveIdentity, open_event_log, read_roster, read_settings
 from lada_protocol.plan import StudyPlan
+from lada_protocol.run_loop import StudyFailed
+from lada_protocol.studies import KnownStudy
 from lada_secure.data.records import PoolSample, read_pool
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.logs import begin_logs
-from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.storage.state_folder import check_state_folder, held_state_folder
 from lada_server.board.store import BoardStore
 from lada_server.rpc.service import start_server
 from lada_server.settings import ServerSettings, StudySettings
 from lada_server.study.monitor import Monitored, monitoring
+from lada_server.study.places import (
+    check_others_over,
+    keep_outcome,
+    known_studies,
+    settings_of_open_study,
+    settings_of_study,
+)
 from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 if TYPE_CHECKING:
@@ -39,6 +48,7 @@ def run_server(settings_path: Path) -> None:
         from lada_server.study.running import run_study
 
         run_study(opened.parts())
+        keep_outcome(opened.settings.state_dir, "finished")
 
 
 def propose(settings_path: Path, *, new: bool) -> tuple[StudyPlan | None, StudyPlan]:
@@ -50,7 +60,7 @@ def propose(settings_path: Path, *, new: bool) -> tuple[StudyPlan | None, StudyP
     """
     begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
-    with _opened(settings) as opened:
+    with _opened(settings, new=new) as opened:
         from lada_server.study.running import propose_instead, propose_study
 
         parts = opened.parts()
@@ -77,6 +87,8 @@ class _Opened:
             self.events.write(
                 Failed, round_id=0, step="close", message=str(error)[:1000], code=error.code
             )
+            if isinstance(error, StudyFailed):
+                keep_outcome(self.settings.state_dir, "failed", str(error))
             raise
 
     def parts(self) -> CoordinatorParts:
@@ -93,13 +105,20 @@ class _Opened:
 
 
 @contextmanager
-def _opened(settings: ServerSettings) -> Iterator[_Opened]:
+def _opened(settings: ServerSettings, *, new: bool = False) -> Iterator[_Opened]:
     """Read and hold what a coordinator works with."""
     study_settings = read_settings(settings.study, StudySettings)
     roster = read_roster(settings.roster)
     identity = LiveIdentity(
         settings.identity, party_id=settings.party, roster=roster, passphrase=settings.passphrase
     )
+    # The folder as a whole is ours, and so is the study's in it.
+    check_state_folder(settings.state_dir, party=settings.party, role="coordinator")
+    if new:
+        settings = settings_of_open_study(settings, study_settings.study_id)
+    else:
+        check_others_over(settings.state_dir, study_settings.study_id)
+        settings = settings_of_study(settings, study_settings.study_id)
     with held_state_folder(settings.state_dir, party=settings.party, role="coordinator"):
         pool = read_pool(settings.pool)
         events = open_event_log(settings.party, settings.state_dir)
@@ -128,7 +147,25 @@ def server_status(settings_path: Path) -> Status:
     Raises: ParameterError: the settings or the roster cannot be read. TransportError: database.
     """
     settings = read_settings(settings_path, ServerSettings)
-    return read_status(settings, read_roster(settings.roster), now_s=time.time())
+    roster = read_roster(settings.roster)
+    try:
+        study_id = read_settings(settings.study, StudySettings).study_id
+    except ParameterError:
+        # Somebody may be writing the next one; what can be told is where the last one stands.
+        known = known_studies(settings.state_dir)
+        study_id = known[-1].study_id if known else ""
+    if study_id:
+        settings = settings_of_study(settings, study_id)
+    return read_status(settings, roster, now_s=time.time())
+
+
+def server_studies(settings_path: Path) -> tuple[str, tuple[KnownStudy, ...]]:
+    """The coordinator's id, and every study that was proposed from its state folder.
+
+    Raises: ParameterError: the settings, a plan or an outcome cannot be read.
+    """
+    settings = read_settings(settings_path, ServerSettings)
+    return settings.party, known_studies(settings.state_dir)
 
 
 @contextmanager

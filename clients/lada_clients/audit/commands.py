@@ -28,10 +28,12 @@ def verify(
 
     Example: lada audit verify runs/first
 
-    Example: lada audit verify exports/study-1 exports/study-2
+    Example: lada audit verify export export/studies/*
 
     Of several studies, the ledgers of one population must go on from one to the next; what was
     spent on it over all of them is told at the end.
+
+    The first study of an auditor's export folder lies in it itself, later ones in its studies.
     """
     from lada_clients.audit.folder import read_evidence
     from lada_clients.reports.audit.verdict_words import verdict_json, verdict_lines

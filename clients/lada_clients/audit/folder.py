@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.studies import STUDIES
 from lada_secure.errors import ParameterError
 
 MAX_FILE_BYTES = 1 << 30
@@ -27,14 +28,15 @@ def evidence_root(folder: Path) -> Path:
 
 
 def read_evidence(folder: Path) -> dict[str, bytes]:
-    """All files of an export folder by relative path; `folder` may be the folder above it.
+    """All files of one study by relative path; `folder` may be the folder above its export.
 
     Raises: ParameterError: not such a folder, a file that cannot be read or is too large.
     """
     root = evidence_root(folder)
     files: dict[str, bytes] = {}
     for path in sorted(root.rglob("*")):
-        if not path.is_file():
+        # Other studies of the same auditor are exports of their own.
+        if not path.is_file() or path.relative_to(root).parts[0] == STUDIES:
             continue
         try:
             if path.stat().st_size > MAX_FILE_BYTES:

@@ -7,7 +7,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from lada_clients.auditor.runner import AuditorSettings, check_export_folder
+from lada_clients.auditor.runner import AuditorSettings, export_folder
 from lada_clients.auditor.service import plan_faults
 from lada_clients.net.reaching import coordinator_found
 from lada_protocol.evidence.export import PLAN_FILE
@@ -22,6 +22,7 @@ from lada_protocol.party_checks import (
 )
 from lada_protocol.party_files import read_roster, read_settings
 from lada_protocol.plan import StudyPlan
+from lada_protocol.studies import STUDIES
 from lada_secure.check.running import (
     Check,
     Found,
@@ -30,7 +31,6 @@ from lada_secure.check.running import (
     fault,
     fine,
     unneeded,
-    warn,
 )
 from lada_secure.errors import ParameterError
 
@@ -116,12 +116,12 @@ class AuditorChecks:
         folder, plan = self.settings.export_dir, self.plan
         check_writable(folder, key="export_dir")
         if plan is not None:
-            check_export_folder(folder, plan)
+            folder = export_folder(folder, plan)
         elif (folder / PLAN_FILE).exists():
             kept = read_plan(folder / PLAN_FILE)
-            yield warn(
-                f"export_dir: {folder} holds the evidence of study {kept.study_id}; name a new "
-                "folder before the next study",
+            yield fine(
+                f"{folder} holds the evidence of study {kept.study_id}; the next one's goes into "
+                f"{folder / STUDIES}",
                 study=kept.study_id,
             )
             return

@@ -22,16 +22,40 @@ SettingsFile = Annotated[
 
 
 @app.command()
-def run(settings: SettingsFile) -> None:
+def run(
+    settings: SettingsFile,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Stay, and serve one study after the other.")
+    ] = False,
+) -> None:
     """Serve the coordinator's study until it ends, then export what `lada audit verify` needs.
 
     Example: lada auditor run --settings auditor/auditor.toml
 
-    A run that was interrupted goes on where it was with the same command.
+    A run that was interrupted goes on where it was with the same command. With --follow it waits
+    for the next study when one is over; SIGTERM between two studies ends it with status 0.
     """
-    from lada_clients.auditor.runner import run_auditor
+    from lada_clients.auditor.runner import follow_auditor, run_auditor
 
-    run_auditor(settings)
+    if follow:
+        follow_auditor(settings)
+    else:
+        run_auditor(settings)
+
+
+@app.command()
+def studies(settings: SettingsFile, as_json: JsonFlag = False) -> None:
+    """Say which studies this auditor knows: state, rounds, epsilon, when, where the export lies.
+
+    Example: lada auditor studies --settings auditor/auditor.toml
+
+    Works while the auditor runs, without network. Epsilon comes from its copies of the ledgers.
+    """
+    from lada_clients.auditor.studies import known_studies
+    from lada_protocol.studies import studies_json, studies_sentences
+
+    party, found = known_studies(settings)
+    answer(studies_json(party, found), studies_sentences(found), as_json=as_json)
 
 
 @app.command("grant-restart")

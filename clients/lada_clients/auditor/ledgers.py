@@ -100,6 +100,12 @@ class LedgerCopies:
         """The entries of one ledger, parsed."""
         return parse_ledger_lines(self.raw(site, population))
 
+    def sites(self) -> tuple[str, ...]:
+        """Sites that this auditor has a ledger of."""
+        return tuple(
+            sorted({path.parent.name for path in self.state_dir.glob("ledgers/*/*.jsonl")})
+        )
+
     def populations(self, site: str) -> tuple[str, ...]:
         """Populations of a site that this auditor has a ledger of."""
         folder = self.state_dir / "ledgers" / site

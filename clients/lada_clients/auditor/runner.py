@@ -10,7 +10,10 @@ from pydantic import Field
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.failures import tell_failed, written_state
+from lada_clients.net.following import follow
+from lada_clients.net.outcomes import Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
+from lada_clients.net.study_folder import study_folder
 from lada_protocol.evidence.export import (
     CA_FILE,
     MESSAGES_FILE,
@@ -24,7 +27,7 @@ from lada_protocol.kinds import Kind, Role
 from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
-from lada_secure.errors import LadaError, ParameterError
+from lada_secure.errors import LadaError
 from lada_secure.logs import begin_logs
 from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
@@ -40,9 +43,10 @@ class AuditorSettings(DiallingSettings):
     epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
 
 
-def run_auditor(settings_path: Path) -> None:
+def run_auditor(settings_path: Path, *, turn: Turn | None = None) -> None:
     """Serve the coordinator's study until it ends; evidence is exported even where it failed.
 
+    Args: turn: of a follower; by default this is the only one.
     Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
     """
     begin_logs(settings_path)
@@ -52,11 +56,23 @@ def run_auditor(settings_path: Path) -> None:
     with written_state(settings, role="auditor", pinned=settings.roster_sha256):
         sweep_parts(settings.export_dir)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
-            _serve(settings, participant)
+            turn = turn or Turn()
+            turn.begin(
+                participant,
+                outdated=lambda: read_settings(settings_path, AuditorSettings) != settings,
+            )
+            with working_folder(participant, turn):
+                _serve(settings, participant)
+
+
+def follow_auditor(settings_path: Path) -> None:
+    """Serve one study after the other; see `following.follow`."""
+    begin_logs(settings_path)
+    follow(lambda turn: run_auditor(settings_path, turn=turn))
 
 
 def _serve(settings: AuditorSettings, participant: Participant) -> None:
-    check_export_folder(settings.export_dir, participant.plan)
+    export = export_folder(settings.export_dir, participant.plan)
     auditor = Auditor(
         participant=participant,
         state_dir=settings.state_dir,
@@ -72,22 +88,26 @@ def _serve(settings: AuditorSettings, participant: Participant) -> None:
         tell_failed(participant, error)
         raise
     finally:
-        write_export(settings.export_dir, participant, auditor.ledgers, identity=settings.identity)
+        write_export(export, participant, auditor.ledgers, identity=settings.identity)
         # Only now: whoever is killed while exporting needs the board once more. A study that
         # failed is over for us too.
         participant.say_goodbye()
 
 
-def check_export_folder(folder: Path, plan: StudyPlan) -> None:
-    """Refuse to mix two studies: every file of an export must be one that its messages speak of.
+def export_folder(folder: Path, plan: StudyPlan) -> Path:
+    """Where the evidence of a study goes: the first one of an export folder lies in it itself.
 
-    Raises: ParameterError: the folder holds the export of another study or plan.
+    Every later one has a folder of its own in `studies`: every file of an export must be one that
+    its messages speak of, and nothing of an earlier study is touched.
+
+    Raises: TransportError: the folder cannot be read.
     """
-    if read_if_there(folder / PLAN_FILE) not in (None, plan.to_bytes()):
-        raise ParameterError(
-            f"export_dir: {folder} holds the evidence of another study than {plan.study_id}; name "
-            "a new folder for each study"
-        )
+    own = study_folder(folder, plan.study_id, plan.hash)
+    if (own / PLAN_FILE).exists():
+        return own
+    kept = read_if_there(folder / PLAN_FILE)
+    begun = kept is not None or (folder / MESSAGES_FILE).exists()
+    return own if begun and kept != plan.to_bytes() else folder
 
 
 def write_export(

@@ -28,7 +28,7 @@ from lada_secure.errors import (
     PrivacyBudgetExceeded,
     TrainingFailed,
 )
-from lada_secure.storage.state_folder import held_state_folder
+from lada_secure.storage.state_folder import held_state_folder, shared_state_folder
 
 LOG = logging.getLogger(__name__)
 
@@ -75,16 +75,22 @@ def told_by(error: Exception) -> FailureCode | None:
 
 
 @contextmanager
-def written_state(settings: DiallingSettings, *, role: str, pinned: str) -> Iterator[None]:
+def written_state(
+    settings: DiallingSettings, *, role: str, pinned: str, work: str | None = None
+) -> Iterator[None]:
     """The party's state folder, held; where its disk refuses that, the others are told so.
 
+    Args: work: see `shared_state_folder`; by default the folder is this process's alone.
     Raises: see `held_state_folder`.
     """
+    folder, party = settings.state_dir, settings.party
+    if work is None:
+        held = held_state_folder(folder, party=party, role=role)
+    else:
+        held = shared_state_folder(folder, party=party, role=role, work=work)
     with ExitStack() as ends:
         try:
-            ends.enter_context(
-                held_state_folder(settings.state_dir, party=settings.party, role=role)
-            )
+            ends.enter_context(held)
         except DiskError:
             _tell_without_a_disk(settings, pinned=pinned)
             raise

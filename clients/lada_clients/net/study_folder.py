@@ -7,20 +7,20 @@ reads what another one has left.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from secrets import token_hex
 
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.roster import Roster
 from lada_protocol.rounds.index import Slot, slot_of
+from lada_protocol.studies import STUDIES
 from lada_protocol.wire.envelope import Envelope, envelope_from_line, envelope_to_line
 from lada_secure.canonical import canonical_json, sha256_hex
-from lada_secure.errors import ParameterError
-from lada_secure.storage.whole_files import read_if_there, write_atomically
-
-STUDIES: Final = "studies"
+from lada_secure.errors import ParameterError, TransportError
+from lada_secure.storage.whole_files import read_file, read_if_there, write_atomically
 
 
 def study_folder(state_dir: Path, study_id: str, plan_hash: str) -> Path:
@@ -92,12 +92,26 @@ class SecretFolder:
     folder: Path
 
     def once(self, name: str, make: Callable[[], bytes]) -> bytes:
-        """The secret of that name, made and written (0600) at the first call."""
+        """The secret of that name, made and written (0600) at the first call.
+
+        Where two processes come at once, both get the secret of the first.
+        """
         path = self.folder / name
         secret = read_if_there(path, what="key file ")
-        if secret is None:
-            secret = make()
-            write_atomically(path, secret, mode=0o600)
+        if secret is not None:
+            return secret
+        secret = make()
+        # The process id at the end is what `sweep_parts` reads.
+        draft = self.folder / f".{name}.{token_hex(8)}.{os.getpid()}"
+        write_atomically(draft, secret, mode=0o600)
+        try:
+            os.link(draft, path)
+        except FileExistsError:
+            return read_file(path, what="key file ", refusal=TransportError)
+        except OSError as error:
+            raise TransportError(f"cannot write {path}: {error.strerror}") from error
+        finally:
+            draft.unlink(missing_ok=True)
         return secret
 
     def forget(self, prefix: str) -> None:

@@ -32,16 +32,40 @@ Why = Annotated[
 
 
 @app.command()
-def run(settings: SettingsFile) -> None:
+def run(
+    settings: SettingsFile,
+    follow: Annotated[
+        bool, typer.Option("--follow", help="Stay, and take part in one study after the other.")
+    ] = False,
+) -> None:
     """Take part in the coordinator's study until it ends.
 
     Example: lada site run --settings hospital-a/site.toml
 
-    A run that was interrupted goes on where it was with the same command.
+    A run that was interrupted goes on where it was with the same command. With --follow it waits
+    for the next study when one is over; SIGTERM between two studies ends it with status 0.
     """
-    from lada_clients.site.runner import run_site
+    from lada_clients.site.runner import follow_site, run_site
 
-    run_site(settings)
+    if follow:
+        follow_site(settings)
+    else:
+        run_site(settings)
+
+
+@app.command()
+def studies(settings: SettingsFile, as_json: JsonFlag = False) -> None:
+    """Say which studies this site knows: state, rounds, epsilon spent, when, and where they lie.
+
+    Example: lada site studies --settings hospital-a/site.toml
+
+    Works while the site runs, without network.
+    """
+    from lada_clients.site.studies import known_studies
+    from lada_protocol.studies import studies_json, studies_sentences
+
+    party, found = known_studies(settings)
+    answer(studies_json(party, found), studies_sentences(found), as_json=as_json)
 
 
 @app.command()

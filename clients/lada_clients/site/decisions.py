@@ -31,6 +31,7 @@ from lada_clients.site.ledger.population import (
     open_ledger_between_studies,
     open_own_ledger,
     read_latest_decision,
+    read_promises,
     read_spending,
 )
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
@@ -77,6 +78,7 @@ def show_plan(settings_path: Path) -> ShownPlan:
             model=model,
             pool=pool,
             spent=read_spending(path),
+            promised=read_promises(path, now=now, besides=plan.hash),
             latest=read_latest_decision(path, plan.study_id),
             faults=faults + slm_faults(model, plan, policy),
             memory=describe_slm_memory(settings, plan, files, pool),
@@ -107,7 +109,8 @@ def approve(settings_path: Path, study: str, *, by: str, plan_hash: str | None =
         if faults:
             raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
         SiteSlm(settings=settings, hashes=file_hashes(settings)).allowed(plan, policy)
-        over = planned_budget(plan, policy, spent=read_spending(path)).fault()
+        promised = read_promises(path, now=_now(), besides=plan.hash)
+        over = planned_budget(plan, policy, spent=read_spending(path), promised=promised).fault()
         if over:
             raise LedgerError(f"the budget forbids it: {over}")
         _record(settings, policy, participant, "approve", by=by)

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NoReturn
 
+from lada_clients.net.outcomes import LeftStudy
 from lada_clients.net.participant import Participant
 from lada_clients.site.approval import (
     DecisionRefused,
@@ -32,6 +33,8 @@ from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Done
 from lada_protocol.run_loop import StudyFailed
+from lada_secure.errors import PrivacyBudgetExceeded
+from lada_secure.method.mechanisms import planned_events
 from lada_secure.privacy.ledger.book import LedgerBook
 from lada_secure.privacy.ledger.carried_budget import spending
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
@@ -73,9 +76,10 @@ class PlanReview:
     def accept(self) -> None:
         """Have the acceptance in the ledger: a person's, or now the policy's.
 
-        Raises: StudyFailed: a person has withdrawn meanwhile.
+        Raises: StudyFailed: a person has withdrawn meanwhile, or the budget is gone.
         """
         self._check_people()
+        self._promise()
         if self.policy.approval == "policy" and self._stands() != "approved":
             self._decide("approve", plan_statement(self._plan))
 
@@ -105,8 +109,36 @@ class PlanReview:
         faults += reused_name_faults(entries, plan)
         if faults:
             return FailureCode.POLICY, faults
-        over = planned_budget(plan, self.policy, spent=spending(entries)).fault()
+        over = self._over_budget()
         return FailureCode.OVER_BUDGET, (over,) if over else ()
+
+    def _over_budget(self) -> str:
+        """Why the whole study does not fit into the population's budget; empty where it does."""
+        plan = self._plan
+        promised = self.book.promised(now=self.now(), besides=plan.hash)
+        spent = spending(self.book.entries())
+        return planned_budget(plan, self.policy, spent=spent, promised=promised).fault()
+
+    def _promise(self) -> None:
+        """Promise the study its whole budget before it is accepted.
+
+        Other processes of this site may have joined another study while this one was looked at.
+
+        Raises: StudyFailed: it is gone.
+        """
+        plan = self._plan
+        try:
+            self.book.promise(
+                tuple(planned_events(plan).values()),
+                study_id=plan.study_id,
+                plan_hash=plan.hash,
+                expires=parse_time(plan.expires),
+            )
+        except PrivacyBudgetExceeded as error:
+            over = self._over_budget() or str(error)
+            self._decide("refuse", over)
+            said = f"{self.participant.party} refuses the plan: {over}"
+            self._refuse(FailureCode.OVER_BUDGET, said)
 
     def _await_people(self) -> bool:
         """Wait until a person has decided, or nobody has in time, which is a refusal.
@@ -167,7 +199,7 @@ class PlanReview:
     def _refuse(self, code: FailureCode, said: str) -> NoReturn:
         """Others learn the code. What a policy allows, what is spent and people's reasons stay."""
         self.participant.post(Kind.REFUSAL, {"code": code.value, "message": ""})
-        raise StudyFailed(said)
+        raise (LeftStudy if code is FailureCode.WITHDRAWN else StudyFailed)(said)
 
     def _decide(
         self,

@@ -10,15 +10,19 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from lada_clients.net.failures import tell_failed, written_state
+from lada_clients.net.following import follow
+from lada_clients.net.outcomes import Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
 from lada_clients.site.ledger.population import open_own_ledger
+from lada_clients.site.ledger.promised import promised_until_over
 from lada_clients.site.ledger.store import SqliteLedger
 from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_settings
 from lada_protocol.events import Joined, Traffic
 from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
+from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError
 from lada_secure.logs import begin_logs, progress_console
 from lada_secure.privacy.release.units import population_fingerprint
@@ -28,9 +32,10 @@ LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
 
 
-def run_site(settings_path: Path) -> None:
+def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
     """Take part in the coordinator's study until it ends.
 
+    Args: turn: of a follower; by default this is the only one.
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
@@ -40,12 +45,20 @@ def run_site(settings_path: Path) -> None:
     files = check_files(settings, policy)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
+    turn = turn or Turn()
+    # Studies of several coordinators may run side by side: they share the ledger, and each has a
+    # folder of its own. Two processes for one coordinator would be one party twice.
+    work = sha256_hex(settings.coordinator.encode())[:16]
     with (
-        written_state(settings, role="site", pinned=policy.roster_sha256),
+        written_state(settings, role="site", pinned=policy.roster_sha256, work=work),
         _joined(settings, policy) as participant,
     ):
+        turn.begin(
+            participant,
+            outdated=lambda: read_site_settings(settings_path) != (settings, policy),
+        )
         try:
-            _take_part(participant, settings, policy, files, digests)
+            _take_part(participant, settings, policy, files, digests, turn)
         except Exception as error:
             # A defect as well: the others wait for this site, and may know that it is gone.
             if isinstance(error, LadaError):
@@ -57,27 +70,36 @@ def run_site(settings_path: Path) -> None:
         participant.say_goodbye()
 
 
+def follow_site(settings_path: Path) -> None:
+    """Take part in one study after the other; see `following.follow`."""
+    begin_logs(settings_path)
+    follow(lambda turn: run_site(settings_path, turn=turn))
+
+
 def _take_part(
     participant: Participant,
     settings: SiteSettings,
     policy: SitePolicy,
     files: SiteFiles,
     digests: Mapping[str, str],
+    turn: Turn,
 ) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from lada_clients.site.memory import SiteMemory
     from lada_clients.site.service import Site
     from lada_clients.site.training_display import TrainingDisplay
 
-    folder, key, plan = participant.open_folder(), fingerprint_key(settings), participant.plan
+    key, plan = fingerprint_key(settings), participant.plan
     cap = min(plan.privacy.epsilon_cap, policy.epsilon_cap_per_study)
-    participant.events.write(
-        Joined, round_id=0, step="plan", study_id=plan.study_id, plan_hash=plan.hash
-    )
     with (
+        working_folder(participant, turn) as folder,
         open_own_ledger(settings, policy, plan, signing_key=participant.signing_key) as book,
+        promised_until_over(book, plan, now=_now, over=turn.over),
         TrainingDisplay(progress_console(), epsilon_cap=cap) as display,
     ):
+        participant.events.write(
+            Joined, round_id=0, step="plan", study_id=plan.study_id, plan_hash=plan.hash
+        )
         _tell_data(book, files, plan, key=key)
         Site(
             participant=participant,
@@ -91,7 +113,7 @@ def _take_part(
             now=_now,
             display=display,
         ).run()
-    _tell_traffic(participant)
+        _tell_traffic(participant)
 
 
 def _tell_traffic(participant: Participant) -> None:

@@ -94,7 +94,7 @@ class Site:
         except StudyFailed as error:
             if missing := self._ledger.not_countersigned():
                 told = error.told or FailureCode.LEDGER_NOT_SHOWN
-                raise StudyFailed(f"{error}; {missing}", told=told) from error
+                raise type(error)(f"{error}; {missing}", told=told) from error
             raise
         if missing := self._ledger.not_countersigned():
             raise StudyFailed(missing, told=FailureCode.LEDGER_NOT_SHOWN)

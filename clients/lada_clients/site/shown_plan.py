@@ -25,6 +25,7 @@ from lada_secure.method.mechanisms import planned_epsilon
 from lada_secure.models.identity import ModelIdentity
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.ledger.entries import DecisionEntry
+from lada_secure.privacy.ledger.promises import BudgetPromise
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +33,8 @@ class ShownPlan:
     """A plan beside what it would take from this site.
 
     Args:
-        site: this party. spent: see `planned_budget`. latest: the newest decision on the study.
+        site: this party. spent, promised: see `planned_budget`. latest: the newest decision on the
+            study.
         pool: what the coordinator has posted, empty before that. faults: what policy and models
             have against the plan. memory, ledger: sentences about the SLM's memory and, where the
             ledger would be new, about that.
@@ -47,6 +49,7 @@ class ShownPlan:
     model: ModelIdentity
     pool: tuple[PoolSample, ...]
     spent: tuple[tuple[str, PrivacyEvent], ...]
+    promised: tuple[BudgetPromise, ...]
     latest: DecisionEntry | None
     faults: tuple[str, ...]
     memory: str
@@ -56,7 +59,7 @@ class ShownPlan:
     @property
     def budget(self) -> PlannedBudget:
         """Of the population, before and after the whole study."""
-        return planned_budget(self.plan, self.policy, spent=self.spent)
+        return planned_budget(self.plan, self.policy, spent=self.spent, promised=self.promised)
 
     @property
     def people(self) -> int:
@@ -95,7 +98,7 @@ class ShownPlan:
             self._other_models(),
             self._pool(),
             self.memory,
-            *describe_budget(self.plan, self.policy, spent=self.spent),
+            *describe_budget(self.plan, self.policy, spent=self.spent, promised=self.promised),
             self._left(),
             *self.ledger,
             verdict,

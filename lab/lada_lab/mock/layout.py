@@ -6,8 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal, Self, TypeAlias
 
-from lada_clients.net.study_folder import STUDIES, find_study_folder
+from lada_clients.net.study_folder import find_study_folder
 from lada_protocol.events import EVENTS_FILE
+from lada_protocol.studies import STUDIES
 
 COORDINATOR: Final = "coordinator"
 AUDITOR: Final = "auditor"

@@ -8,15 +8,16 @@ from __future__ import annotations
 import hmac
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from typing import Protocol, TypeVar
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.errors import LedgerError, ParameterError
+from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.fields import (
     check_hash,
     check_name,
@@ -44,6 +45,7 @@ from lada_secure.privacy.ledger.entries import (
     sign_entry,
     sign_with_new_key,
 )
+from lada_secure.privacy.ledger.promises import BudgetPromise, PromisedBudget
 from lada_secure.privacy.ledger.proposals import propose_reserve
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
@@ -83,6 +85,15 @@ class LedgerTransaction(Protocol):
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         """Add a signed entry, for a commit its output, and keep the precise clock of this write."""
+
+    def promises(self) -> Sequence[BudgetPromise]:
+        """What was promised to studies and not ended; the site's own, in no entry and no export."""
+
+    def put_promise(self, promise: BudgetPromise) -> None:
+        """Keep a promise in place of the one to the same plan, if there is one."""
+
+    def end_promise(self, plan_hash: str) -> None:
+        """Forget the promise to a plan, if there is one."""
 
 
 class ReadLedger(ABC):
@@ -132,6 +143,20 @@ class ReadLedger(ABC):
         clock = LedgerClock(read=lambda: now, time_step_s=MAX_TIME_STEP_S)
         with self._reading() as ledger:
             clock.moment(last_entry=ledger.replay.last_time, last_write=ledger.last_write)
+
+    def promised(self, *, now: datetime, besides: str = "") -> tuple[BudgetPromise, ...]:
+        """What running studies may still spend, without the plan of the hash `besides`.
+
+        Each promise with the events that were not reserved yet. now: with a zone.
+        """
+        with self._reading() as ledger:
+            found = PromisedBudget(
+                replay=ledger.replay, kept=ledger.promises(), now=format_time(now)
+            )
+            return tuple(
+                replace(promise, events=found.outstanding(promise))
+                for promise in found.others(besides)
+            )
 
     def export_lines(self) -> bytes:
         """The ledger as canonical JSON Lines, for the auditor."""
@@ -217,13 +242,15 @@ class LedgerBook(ReadLedger):
         output is sent. Whoever computes on records upholds the first two: each step on a record
         is total, and a failure is the machine's.
 
-        Raises: PrivacyBudgetExceeded: it would pass the study's or the total cap; nothing was
-            spent. LedgerError: no approved and unexpired plan, or the key was committed with
-            another mechanism.
+        Raises: PrivacyBudgetExceeded: it would pass the study's or the total cap, or take what
+            another study was promised; nothing was spent. LedgerError: no approved and unexpired
+            plan, or the key was committed with another mechanism.
         """
         with self._transaction() as ledger:
             now = self._now(ledger)
-            proposed = propose_reserve(ledger.replay, spec, caps=self._caps, now=now)
+            proposed = propose_reserve(
+                ledger.replay, spec, caps=self._caps, now=now, promises=ledger.promises()
+            )
             if isinstance(proposed, ReserveEntry):
                 entry = self._write(ledger, proposed, now=now)
                 return Reservation(entry=entry, entry_hash=entry.entry_hash, stored_output=None)
@@ -237,6 +264,42 @@ class LedgerBook(ReadLedger):
                 entry_hash=proposed.reserve_hash,
                 stored_output=stored,
             )
+
+    def promise(
+        self,
+        events: Sequence[PrivacyEvent],
+        *,
+        study_id: str,
+        plan_hash: str,
+        expires: datetime,
+    ) -> None:
+        """Promise a study everything that its whole plan costs; nothing is spent by it.
+
+        Looked at and noted in one transaction: of two studies that do not fit together, whichever
+        process comes second is refused. A plan that is promised again has one promise. The promise
+        ends by `end_promise`, when the plan expires, and by a later decision against the study.
+
+        Args: events: of the whole plan, with what it has spent already.
+        Raises: PrivacyBudgetExceeded: it does not fit beside what is spent and promised.
+        """
+        with self._transaction() as ledger:
+            now = self._now(ledger)
+            promise = BudgetPromise(
+                study_id=study_id,
+                plan_hash=plan_hash,
+                expires=format_time(expires),
+                made_at=ledger.replay.length,
+                target_delta=self._caps.target_delta,
+                events=tuple(events),
+            )
+            found = PromisedBudget(replay=ledger.replay, kept=ledger.promises(), now=now.precise)
+            found.check_whole(promise, caps=self._caps)
+            ledger.put_promise(promise)
+
+    def end_promise(self, plan_hash: str) -> None:
+        """The study is over here: what it has not reserved is free for others."""
+        with self._transaction() as ledger:
+            ledger.end_promise(plan_hash)
 
     def keep(self, paid: Reservation, output: bytes) -> CommitEntry:
         """Store an output and its commit entry in one transaction; `commit` calls this.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 
@@ -11,6 +11,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
 from lada_secure.privacy.ledger.book import KeptOutput, LedgerBook, LedgerTransaction, begin_ledger
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
+from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps
@@ -23,6 +24,7 @@ class _Kept:
         self.replay = LedgerReplay(identity)
         self.last_write: str | None = None
         self._outputs: dict[str, KeptOutput] = {}
+        self._promises: dict[str, BudgetPromise] = {}
 
     def append(self, entry: LedgerEntry, output: KeptOutput | None, *, written: str) -> None:
         self.replay.append(entry)
@@ -32,6 +34,15 @@ class _Kept:
 
     def output(self, reserve_hash: str) -> KeptOutput | None:
         return self._outputs.get(reserve_hash)
+
+    def promises(self) -> Sequence[BudgetPromise]:
+        return tuple(self._promises[plan_hash] for plan_hash in sorted(self._promises))
+
+    def put_promise(self, promise: BudgetPromise) -> None:
+        self._promises[promise.plan_hash] = promise
+
+    def end_promise(self, plan_hash: str) -> None:
+        self._promises.pop(plan_hash, None)
 
 
 class MemoryLedger(LedgerBook):

@@ -6,24 +6,34 @@ well, with the caller's words and the precise clock.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
 from lada_secure.privacy.ledger.entries import CommitEntry, ReserveEntry, ResumeEntry
+from lada_secure.privacy.ledger.promises import BudgetPromise, PromisedBudget
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.terms import BudgetCaps, ReleaseSpec
 from lada_secure.privacy.ledger.times import Moment
 
 
 def propose_reserve(
-    replay: LedgerReplay, spec: ReleaseSpec, *, caps: BudgetCaps, now: Moment
+    replay: LedgerReplay,
+    spec: ReleaseSpec,
+    *,
+    caps: BudgetCaps,
+    now: Moment,
+    promises: Sequence[BudgetPromise] = (),
 ) -> ReserveEntry | ResumeEntry | CommitEntry:
     """What a release needs next; `LedgerBook.reserve` says why a resumption is free.
 
+    Args: promises: what this site has promised to running studies, see `promises`.
+
     Returns, unsigned: the key's commit entry if it has one; else a resume entry if the key has a
         reservation for this very release; else a reserve entry, which is paid for.
-    Raises: PrivacyBudgetExceeded: over a cap. LedgerError: not approved, expired, or the key was
+    Raises: PrivacyBudgetExceeded: over a cap, or it would take what another study was promised.
+        LedgerError: not approved, expired, or the key was
         committed with another mechanism.
     """
     where = f"reserve for {spec.key}"
@@ -45,6 +55,8 @@ def propose_reserve(
                 reserve_hash=reserve_hash,
                 attempt=replay.resumes[reserve_hash] + 1,
             )
+    promised = PromisedBudget(replay=replay, kept=promises, now=now.precise)
+    promised.check_release(spec, caps=caps, where=where)
     return _paid_reserve(replay, spec, caps=caps, now=now, where=where)
 
 

@@ -69,7 +69,7 @@ class LlmChecks:
         Raises: ParameterError: all that its own mechanisms would refuse, or that does not fit.
         """
         read = self._coordinator
-        kept = read.settings.state_dir / PLAN_FILE
+        kept = read.study_dir / PLAN_FILE
         with quiet_transformers():
             study = prepare_study(
                 read.study,
@@ -213,4 +213,6 @@ class LlmChecks:
         yield fine(f"every sample fits into {lm.max_tokens} tokens with its path")
 
     def _load(self) -> TextModel:
-        return look_at_llm(self._coordinator.settings, self._coordinator.study.form)
+        coordinator = self._coordinator
+        settings = coordinator.settings.model_copy(update={"state_dir": coordinator.study_dir})
+        return look_at_llm(settings, coordinator.study.form)

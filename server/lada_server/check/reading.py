@@ -10,6 +10,7 @@ from lada_protocol.party_files import read_roster, read_settings
 from lada_secure.check.running import Request
 from lada_secure.data.records import PoolSample, read_pool
 from lada_server.settings import ServerSettings, StudySettings
+from lada_server.study.places import check_others_over, settings_of_study
 
 
 class CoordinatorReading:
@@ -28,6 +29,12 @@ class CoordinatorReading:
     def study(self) -> StudySettings:
         """`study.toml`."""
         return read_settings(self.settings.study, StudySettings)
+
+    @cached_property
+    def study_dir(self) -> Path:
+        """The folder of this study; nothing is made."""
+        check_others_over(self.settings.state_dir, self.study.study_id)
+        return settings_of_study(self.settings, self.study.study_id).state_dir
 
     @cached_property
     def roster(self) -> Roster:

@@ -41,9 +41,9 @@ _TIMES: Final = ("expires", "approve_by")
 _DAYS: Final = ("valid_days", "approval_days")
 _ADVICE: Final = (
     "this study was proposed already and goes on as it was. Put back what was changed in the study "
-    "file, the pool or the roster; or give the changed study a study_id and a state_dir of its "
-    "own; or, while no site has spent anything, give it a study_id of its own and take the old one "
-    "back with `lada server propose --new`"
+    "file, the pool or the roster; or give the changed study a study_id of its own, once this one "
+    "is over, or a state_dir of its own as well; or, while no site has spent anything, give it a "
+    "study_id of its own and take the old one back with `lada server propose --new`"
 )
 # Stands in the draft of a plan whose pool was not clustered.
 NO_CLUSTERS: Final = "0" * 64

@@ -23,6 +23,7 @@ from lada_secure.check.running import Found, fault, fine, warn
 from lada_secure.errors import LedgerError, ParameterError
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.ledger.carried_budget import spending
+from lada_secure.privacy.ledger.promises import BudgetPromise
 
 _PREFIX: Final = "ledger-"
 _SUFFIX: Final = ".sqlite"
@@ -37,23 +38,26 @@ def ledger_findings(site: SiteReading) -> Iterator[Found]:
     settings, policy = site.settings, site.policy
     path = ledger_path(settings, policy)
     spent: tuple[tuple[str, PrivacyEvent], ...] = ()
+    promised: tuple[BudgetPromise, ...] = ()
+    plan = site.known_plan
     if not path.exists():
         yield _begun_later(path, policy.population, cap=policy.epsilon_cap_total)
     else:
         with _copied(path) as ledger:
             _check_own(ledger, path, site.known_credentials, population=policy.population)
-            ledger.check_clock(datetime.now(UTC))
+            now = datetime.now(UTC)
+            ledger.check_clock(now)
             entries = ledger.entries()
+            promised = ledger.promised(now=now, besides="" if plan is None else plan.hash)
         spent = spending(entries)
-        for one in () if site.known_plan is None else reused_name_faults(entries, site.known_plan):
+        for one in () if plan is None else reused_name_faults(entries, plan):
             yield fault(one)
         yield fine(
             f"{path}: {len(entries)} entries, {len(spent)} of them paid for", entries=len(entries)
         )
-    plan = site.known_plan
     if plan is None:
         return
-    over = planned_budget(plan, policy, spent=spent).fault()
+    over = planned_budget(plan, policy, spent=spent, promised=promised).fault()
     if over:
         yield fault(f"{over}. This site would refuse the plan; ask the coordinator for another")
     else:

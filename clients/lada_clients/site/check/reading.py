@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from lada_clients.net.study_folder import STUDIES, Outbox
+from lada_clients.net.study_folder import Outbox
 from lada_clients.site.gates.files import SiteFiles, check_files, file_digests
 from lada_clients.site.settings import SitePolicy, SiteSettings
 from lada_protocol.evidence.export import PLAN_FILE
@@ -16,6 +16,7 @@ from lada_protocol.party_checks import read_plan
 from lada_protocol.party_files import read_roster, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.rounds.index import Slot
+from lada_protocol.studies import STUDIES
 from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.check.running import Request
 from lada_secure.data.records import PoolSample, read_pool

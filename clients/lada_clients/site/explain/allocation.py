@@ -11,7 +11,8 @@ from typing import Annotated, Any
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rich.table import Table
 
-from lada_clients.net.study_folder import STUDIES, find_study_folder
+from lada_clients.net.study_folder import find_study_folder
+from lada_protocol.studies import STUDIES
 from lada_secure.allocation.fallback import Fallback
 from lada_secure.errors import ParameterError
 from lada_secure.storage.whole_files import read_file

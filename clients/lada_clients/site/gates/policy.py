@@ -15,6 +15,7 @@ from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.accounting.planning import delta_warnings
 from lada_secure.privacy.ledger.entries import MAX_STATEMENT
+from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.terms import BudgetCaps
 
 
@@ -143,37 +144,49 @@ def describe_plan(plan: StudyPlan) -> tuple[str, ...]:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PlannedBudget:
-    """Epsilon of a population over all studies at `target_delta`, without and with a whole plan."""
+    """Epsilon of a population over all studies at `target_delta`, without and with a whole plan.
+
+    running: studies whose outstanding promises are in `after`, see `LedgerBook.promise`.
+    """
 
     population: str
     before: float
     after: float
     cap: float
     target_delta: float
+    running: tuple[str, ...] = ()
 
     def fault(self) -> str:
         """Why the plan cannot be carried out to its end here; empty where it can."""
         # Not `after > cap`: what is not a number must refuse.
         if self.after <= self.cap:
             return ""
+        beside = f" and what {', '.join(self.running)} may still spend" if self.running else ""
         return (
             f"epsilon {self.before:.3f} of {self.cap:g} over all studies is spent on "
-            f"{self.population}, and with the whole of this study it would be {self.after:.3f} (at "
-            f"delta {self.target_delta:g})"
+            f"{self.population}, and with the whole of this study{beside} it would be "
+            f"{self.after:.3f} (at delta {self.target_delta:g})"
         )
 
 
 def planned_budget(
-    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+    plan: StudyPlan,
+    policy: SitePolicy,
+    *,
+    spent: Sequence[tuple[str, PrivacyEvent]],
+    promised: Sequence[BudgetPromise] = (),
 ) -> PlannedBudget:
     """What a plan would make of the site's budget if it ran to its end.
 
     Args: spent: (plan hash, event) of all that the population's ledger counts, this plan's
-        included if the study has begun.
+        included if the study has begun. promised: to other studies that run, of `promised` of the
+        ledger.
     """
-    delta = study_caps(plan, policy).target_delta
+    deltas = (promise.target_delta for promise in promised)
+    delta = min((study_caps(plan, policy).target_delta, *deltas))
     before = epsilon([event for _, event in spent], target_delta=delta)
     others = [event for plan_hash, event in spent if plan_hash != plan.hash]
+    others += [event for promise in promised for event in promise.events]
     whole = epsilon([*others, *planned_events(plan).values()], target_delta=delta)
     return PlannedBudget(
         population=policy.population,
@@ -182,19 +195,25 @@ def planned_budget(
         after=max(before, whole),
         cap=policy.epsilon_cap_total,
         target_delta=delta,
+        running=tuple(promise.study_id for promise in promised),
     )
 
 
 def describe_budget(
-    plan: StudyPlan, policy: SitePolicy, *, spent: Sequence[tuple[str, PrivacyEvent]]
+    plan: StudyPlan,
+    policy: SitePolicy,
+    *,
+    spent: Sequence[tuple[str, PrivacyEvent]],
+    promised: Sequence[BudgetPromise] = (),
 ) -> tuple[str, ...]:
     """What this plan would leave of the site's own budget, in plain words; see `planned_budget`."""
-    budget = planned_budget(plan, policy, spent=spent)
+    budget = planned_budget(plan, policy, spent=spent, promised=promised)
     delta = budget.target_delta
+    beside = f" and what {', '.join(budget.running)} may still spend" if budget.running else ""
     sentences = [
         f"Budget of {budget.population} over all studies: epsilon {budget.before:.3f} of "
-        f"{budget.cap:g} is spent; with the whole of this study it would be {budget.after:.3f} "
-        f"(at delta {delta:g}).",
+        f"{budget.cap:g} is spent; with the whole of this study{beside} it would be "
+        f"{budget.after:.3f} (at delta {delta:g}).",
         f"This site's policy allows epsilon {policy.epsilon_cap_per_study:g} per study.",
     ]
     if budget.fault():

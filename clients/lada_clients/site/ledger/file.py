@@ -15,6 +15,7 @@ from lada_clients.site.ledger.database import Connect, own_errors
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
 from lada_secure.privacy.ledger.book import KeptOutput
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity, parse_entry
+from lada_secure.privacy.ledger.promises import BudgetPromise, parse_promise
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.times import parse_time
 
@@ -41,6 +42,10 @@ def _append_only(table: str, verb: str) -> str:
     )
 
 
+# Made by whoever first promises a study its budget; a file without it is whole. It is no part of
+# the schema version: whoever does not know it reads and writes the same ledger.
+_PROMISES = "promises"
+_PROMISE_COLUMNS = "plan_hash TEXT NOT NULL PRIMARY KEY, line BLOB NOT NULL"
 _APPEND_ONLY = tuple(
     _append_only(table, verb)
     for table in ("entries", "outputs", "data_notes", "meta")
@@ -119,6 +124,7 @@ class SqliteTransaction:
     """One database transaction, as a `LedgerTransaction`."""
 
     def __init__(self, connection: sqlite3.Connection, replay: LedgerReplay) -> None:
+        self._connection = connection
         self._execute = connection.execute
         self.replay = replay
 
@@ -150,6 +156,21 @@ class SqliteTransaction:
         except ParameterError as error:
             raise LedgerError(f"{_LAST_WRITE}: {error}; it was changed on disk") from error
         return text
+
+    def promises(self) -> tuple[BudgetPromise, ...]:
+        if _PROMISES not in _table_names(self._connection):
+            return ()
+        rows = self._execute("SELECT line FROM promises ORDER BY plan_hash")
+        return tuple(parse_promise(_stored_bytes(line, "a promise")) for (line,) in rows)
+
+    def put_promise(self, promise: BudgetPromise) -> None:
+        self._execute(f"CREATE TABLE IF NOT EXISTS {_PROMISES} ({_PROMISE_COLUMNS})")
+        row = (promise.plan_hash, promise.line())
+        self._execute("INSERT OR REPLACE INTO promises VALUES (?, ?)", row)
+
+    def end_promise(self, plan_hash: str) -> None:
+        if _PROMISES in _table_names(self._connection):
+            self._execute("DELETE FROM promises WHERE plan_hash = ?", (plan_hash,))
 
     def note_data(self, note: DataNote) -> DataNote | None:
         """Keep a study's first note; the newest note that was made before it, if there is one."""

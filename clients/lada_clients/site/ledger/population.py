@@ -31,6 +31,7 @@ from lada_secure.privacy.ledger.entries import (
     ReserveEntry,
     RestartEntry,
 )
+from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.restart import RestartGrant, check_grant, parse_grant
 from lada_secure.privacy.ledger.terms import BudgetCaps
 from lada_secure.storage.state_folder import held_state_folder
@@ -99,6 +100,14 @@ def read_latest_decision(path: Path, study_id: str) -> DecisionEntry | None:
         return None
     with open_ledger_reader(path) as ledger:
         return ledger.latest_decision(study_id)
+
+
+def read_promises(path: Path, *, now: datetime, besides: str) -> tuple[BudgetPromise, ...]:
+    """What a ledger file has promised to running studies other than the plan `besides`."""
+    if not path.exists():
+        return ()
+    with open_ledger_reader(path) as ledger:
+        return ledger.promised(now=now, besides=besides)
 
 
 def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple[str, ...]:

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from lada_clients.net.study_folder import STUDIES
 from lada_clients.reports.audit.report import ledger_releases, ledger_studies
 from lada_clients.reports.audit.report_document import DecisionTaken, Slm, StudySpending
 from lada_clients.reports.ledger_history import DocumentPart, filled, history_sentences
@@ -26,6 +25,7 @@ from lada_protocol.events import (
     parse_event,
 )
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.studies import STUDIES
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.ledger.entries import DecisionEntry
 
@@ -193,9 +193,13 @@ def build_report(study: SiteStudy) -> StudyReport:
 def study_events(study: SiteStudy) -> Iterator[Event]:
     """The events of a study, of all its runs; none where the log does not tell whose they are.
 
-    One log holds those of all studies, each behind a `Joined`. What stands before the first one was
+    They lie in the study's folder. Of a study that began under an earlier version they are in the
+    site's own log of all studies, each behind a `Joined`; what stands before the first one was
     written by a version that did not say so.
     """
+    if (study.folder / EVENTS_FILE).exists():
+        yield from _parsed(study.folder / EVENTS_FILE)
+        return
     state = study.settings.state_dir
     alone = len(list((state / STUDIES).glob(f"*/{PLAN_FILE}"))) == 1
     ours = alone

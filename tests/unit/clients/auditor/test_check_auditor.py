@@ -14,6 +14,7 @@ from lada_clients.auditor.check import ROLE
 from lada_clients.auditor.runner import AuditorSettings
 from lada_lab.mock.layout import RunLayout
 from lada_protocol.evidence.export import PLAN_FILE
+from lada_protocol.plan import parse_plan
 from lada_secure.check.running import Request
 from lada_secure.errors import ParameterError
 
@@ -46,12 +47,6 @@ MISTAKES: dict[str, tuple[Spoil, str, str, str]] = {
         "fault",
         "export_dir: ",
     ),
-    "an export folder of another study": (
-        lambda layout: _plan(layout.export) and None,
-        "export",
-        "warning",
-        "holds the evidence of study ",
-    ),
 }
 
 
@@ -76,6 +71,16 @@ def test_a_mistake_is_told_by_its_check(
     assert tree(checked_run.root) == before
 
 
+def test_an_export_folder_of_another_study_says_where_the_next_one_goes(
+    checked_run: RunLayout,
+) -> None:
+    _plan(checked_run.export)
+    found = findings_of(ROLE, checked_run.auditor)
+    assert levels(found)["export"] == "ok"
+    assert "the next one's goes into" in told(found, "export")
+    assert "export/studies" in told(found, "export")
+
+
 def test_a_plan_above_the_cap_is_told(checked_run: RunLayout, tmp_path: Path) -> None:
     plan = _plan(tmp_path / "plan")
     found = findings_of(ROLE, checked_run.auditor, plan=plan)
@@ -84,7 +89,8 @@ def test_a_plan_above_the_cap_is_told(checked_run: RunLayout, tmp_path: Path) ->
     assert levels(findings_of(ROLE, checked_run.auditor, plan=plan))["plan.policy"] == "ok"
     _plan(checked_run.export, study_id="earlier")
     mixed = findings_of(ROLE, checked_run.auditor, plan=plan)
-    assert "name a new folder for each study" in told(mixed, "export")
+    assert f"studies/{parse_plan(plan.read_bytes()).study_id}-" in told(mixed, "export")
+    assert levels(mixed)["export"] == "ok"
 
 
 def test_the_auditor_has_no_model_to_ask(checked_run: RunLayout) -> None:

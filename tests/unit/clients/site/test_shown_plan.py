@@ -61,6 +61,7 @@ def shown(**changes: object) -> ShownPlan:
         model=SLM,
         pool=POOL,
         spent=(EARLIER,),
+        promised=(),
         latest=None,
         faults=(),
         memory="It fits.",

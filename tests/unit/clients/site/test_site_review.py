@@ -24,6 +24,7 @@ from slm_files import write_slm, write_weights
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
+from lada_clients.site.gates.policy import study_caps
 from lada_clients.site.gates.slm import ModelChanged
 from lada_clients.site.memory import SiteMemory
 from lada_clients.site.service import Site
@@ -37,7 +38,7 @@ from lada_protocol.run_loop import StudyFailed
 from lada_protocol.wire.messages import AcceptanceBody, FaultBody, parse_body
 from lada_secure.data.records import RecordFile
 from lada_secure.errors import LedgerError, ParameterError
-from lada_secure.method.mechanisms import planned_epsilon
+from lada_secure.method.mechanisms import planned_epsilon, planned_events
 from lada_secure.method.plan import STATISTICS
 from lada_secure.models.identity import SlmPlan
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry, ReserveEntry
@@ -197,6 +198,55 @@ def test_a_plan_that_would_pass_the_budget_over_all_studies_is_refused_with_the_
     assert decision.decision == "refuse"
 
 
+def _promise(book: MemoryLedger, plan: StudyPlan) -> None:
+    """Another process of the site has joined a study."""
+    book.promise(
+        tuple(planned_events(plan).values()),
+        study_id=plan.study_id,
+        plan_hash=plan.hash,
+        expires=NOW + timedelta(days=30),
+    )
+
+
+def test_a_study_that_is_accepted_was_promised_its_whole_budget(tmp_path: Path) -> None:
+    found = _reviewing(tmp_path, cap=planned_epsilon(PLAN) + 1e-6)
+    found.site._review()
+    (promise,) = found.book.promised(now=NOW)
+    assert promise.plan_hash == PLAN.hash
+    assert promise.events == tuple(planned_events(PLAN).values())
+    assert found.reservations() == 0
+
+
+def test_what_another_running_study_may_still_spend_is_not_there_for_this_one(
+    tmp_path: Path,
+) -> None:
+    found = _reviewing(tmp_path, cap=planned_epsilon(PLAN) + 1e-6)
+    _promise(found.book, make_plan(study_id="beside", rounds=1))
+    with pytest.raises(StudyFailed, match="whole of this study and what beside may still spend"):
+        found.site._review()
+    body = found.posted(Kind.REFUSAL)
+    assert body is not None
+    assert body["code"] == "over_budget"
+    assert [one.study_id for one in found.book.promised(now=NOW)] == ["beside"]
+
+
+def test_a_study_that_another_process_joins_while_this_one_is_looked_at_is_seen(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found = _reviewing(tmp_path, cap=planned_epsilon(PLAN) + 1e-6)
+    found.book._caps = study_caps(PLAN, found.site.policy)
+    beside = make_plan(study_id="beside", rounds=1)
+    monkeypatch.setattr(
+        SiteWithoutModel, "_check_with_model", lambda _: _promise(found.book, beside)
+    )
+    with pytest.raises(StudyFailed, match="what beside may still spend"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+    decision = found.book.entries()[-1]
+    assert isinstance(decision, DecisionEntry)
+    assert decision.decision == "refuse"
+
+
 def test_a_policy_s_own_faults_come_before_the_budget(tmp_path: Path) -> None:
     found = _reviewing(tmp_path, cap=0.1)
     found.site.policy = found.site.policy.model_copy(update={"epsilon_cap_per_study": 1.0})
@@ -324,7 +374,8 @@ def test_an_approval_that_was_there_before_is_not_waited_for(tmp_path: Path) -> 
     _person(found, "approve")
     found.site._review()
     assert found.posted(Kind.ACCEPTANCE) is not None
-    assert found.site.now.looks == 1  # type: ignore[attr-defined]
+    # Policy and budget are looked at, and nothing after them.
+    assert found.site.now.looks == 2  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("approval", ["person", "policy"])

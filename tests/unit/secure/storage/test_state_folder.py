@@ -12,7 +12,10 @@ from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.state_folder import (
     check_schema_version,
     check_state_folder,
+    held_folder,
     held_state_folder,
+    is_held,
+    shared_state_folder,
 )
 
 
@@ -74,6 +77,48 @@ def test_two_processes_cannot_work_in_one_folder(tmp_path):
         pass
     with hold(tmp_path):
         pass
+
+
+def share(folder, work, party="hospital-a"):
+    return shared_state_folder(folder, party=party, role="site", work=work)
+
+
+def test_processes_with_different_work_share_a_folder(tmp_path):
+    with share(tmp_path, "one"), share(tmp_path, "two"):
+        with pytest.raises(ParameterError, match="in use by another"), share(tmp_path, "one"):
+            pass
+        # What needs the folder alone, as a renewed key does, is refused meanwhile.
+        with pytest.raises(ParameterError, match="in use by another"), hold(tmp_path):
+            pass
+    refused = pytest.raises(ParameterError, match="in use by another")
+    with hold(tmp_path), refused, share(tmp_path, "one"):
+        pass
+    with share(tmp_path, "one"):
+        pass
+    with pytest.raises(ParameterError, match="is the state of site hospital-a"):
+        share(tmp_path, "one", "hospital-b").__enter__()
+
+
+def test_only_the_first_of_several_processes_clears_away_unfinished_parts(tmp_path):
+    # In a container all processes may have one number: this part may be another's at work.
+    part = tmp_path / ".state.json.999999"
+    part.write_bytes(b"")
+    with share(tmp_path, "one"):
+        assert not part.exists()
+        part.write_bytes(b"")
+        with share(tmp_path, "two"):
+            assert part.exists()
+
+
+def test_a_held_folder_is_seen_and_looking_changes_nothing(tmp_path):
+    folder = tmp_path / "study"
+    assert not is_held(folder)
+    with held_folder(folder):
+        assert is_held(folder)
+        with pytest.raises(ParameterError, match="in use by another"), held_folder(folder):
+            pass
+    assert not is_held(folder)
+    assert [one.name for one in folder.iterdir()] == ["lock"]
 
 
 def hold_until_killed(folder, ready):
