@@ -249,7 +249,7 @@ SETTINGS = (
         name="the policy bounds epsilon by a key of the auditor's",
         command=OF_SITE,
         check="policy",
-        says="unknown key 'epsilon_cap'; known keys are approval, epsilon_cap_per_study",
+        says="unknown key 'epsilon_cap'; known keys are approval,",
         spoil=keys(POLICY, epsilon_cap=4.0),
     ),
     Mistake(

@@ -6,13 +6,12 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
-import shutil
 import socket
 from pathlib import Path
 from typing import Any
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
-from mistaken_study import PLAN, PORT, Study
+from mistaken_study import PORT, Study
 from mistakes import (
     AUDITOR,
     OF_AUDITOR,
@@ -120,11 +119,6 @@ def _port_taken(study: Study) -> None:
     taken = study.ends.enter_context(socket.socket())
     taken.bind(("0.0.0.0", PORT))  # noqa: S104
     taken.listen(1)
-
-
-def _export_of_another(study: Study) -> None:
-    study.path("auditor/export").mkdir()
-    shutil.copy(study.path(PLAN), study.path("auditor/export/plan.json"))
 
 
 DISKS = (
@@ -236,14 +230,6 @@ DISKS = (
         check="ledger",
         says="the clock was set back by",
         spoil=_set_back,
-    ),
-    Mistake(
-        name="the evidence of another study in export_dir",
-        command=OF_AUDITOR,
-        check="export",
-        says="holds the evidence of study study-1; name a new folder before the next study",
-        level="warning",
-        spoil=_export_of_another,
     ),
     Mistake(
         name="a database that is none of SQLite and PostgreSQL",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from dataclasses import asdict, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -173,7 +174,7 @@ def test_a_bad_line_ends_the_command_before_any_connection_and_nothing_of_it_is_
                 "state_dir": "state",
                 "records": "records.jsonl",
                 "cache_dir": "cache",
-                "log": {"format": "json", "level": "debug"},
+                "log": {"level": "debug"},
                 "model": {"slm": "slm"},
             }
         )
@@ -362,7 +363,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             book=book,
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
-            now=lambda: None,  # type: ignore[arg-type, return-value]
+            now=lambda: datetime(2026, 2, 1, 12, tzinfo=UTC),
             display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
             _learner=learner,
         )
