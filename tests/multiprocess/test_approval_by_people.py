@@ -77,6 +77,7 @@ def test_a_deadline_that_passes_ends_a_study_that_is_too_small_without_the_site(
         assert study.spent(site)["epsilon"] == 0.0
 
 
+@pytest.mark.slow
 def test_one_person_approves_another_refuses_and_the_study_goes_on_with_the_others(tmp_path):
     asking = ("site-c", "site-d")
     with PeoplesStudy(tmp_path / "run", sites=4, asking=asking, decide_s=3600) as study:

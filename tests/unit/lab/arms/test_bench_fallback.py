@@ -44,12 +44,14 @@ def settings(**changes: Any) -> LabSettings:
     """The small study with fallbacks on, and more samples."""
     base = [one for one in CHANGES if not one.startswith("allocation.fallback")]
     more = {"world.pool": 150, **changes}
-    return bench_settings(
+    preset = bench_settings(
         "tiny",
         harmful=0.3,
         held_out=10,
         changes=(*base, *(f"{name}={json.dumps(value)}" for name, value in more.items())),
     )
+    # Arms are compared to the last bit, so each has the shared settings.
+    return replace(preset, tuned={})
 
 
 def knowledge(folder: Path, pool: Sequence[PoolSample]) -> SlmKnowledge:
