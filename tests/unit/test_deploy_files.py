@@ -49,12 +49,16 @@ def check_command(words: list[str]) -> None:
         context = command.make_context(name, rest, parent=context)
 
 
-def check_run(role: str, words: list[str], folder: Path) -> None:
-    """That a command is a role's `run`, with the settings that `lada init` makes in a folder."""
+def check_run(role: str, words: list[str], folder: Path, *, follows: bool = False) -> None:
+    """That a command is a role's `run`, with the settings that `lada init` makes in a folder.
+
+    Args: follows: from study to study; a coordinator never does, as a person proposes each.
+    """
     check_command(words)
     settings = known_templates()[Role(role)].settings.file
     group = "server" if role == "coordinator" else role
-    assert words == [group, "run", "--settings", str(folder / role / settings)]
+    more = ["--follow"] if follows and role != "coordinator" else []
+    assert words == [group, "run", *more, "--settings", str(folder / role / settings)]
 
 
 def check_variables(names: set[str], *, beside: frozenset[str] = frozenset()) -> None:
@@ -98,7 +102,7 @@ def test_a_unit_runs_its_role_with_the_settings_that_init_makes(role: str) -> No
     assert unit.sections == ["Unit", "Service", "Install"]
     program, *words = shlex.split(unit.one("ExecStart"))
     assert program == "/opt/lada/bin/lada"
-    check_run(role, words, Path("/var/lib/lada"))
+    check_run(role, words, Path("/var/lib/lada"), follows=True)
     assert (unit.one("User"), unit.one("Group")) == ("lada", "lada")
     # Status 2 is the caller's mistake, of all errors of ours; see lada_secure/errors.py.
     assert (unit.one("Restart"), unit.one("RestartPreventExitStatus")) == ("on-failure", "2")
