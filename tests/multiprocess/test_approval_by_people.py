@@ -63,6 +63,7 @@ def test_a_refusal_ends_at_its_site_and_its_reason_stays_there(tmp_path):
     assert "no plan waits at localhost" in gone.stderr
 
 
+@pytest.mark.slow
 def test_a_deadline_that_passes_ends_a_study_that_is_too_small_without_the_site(tmp_path):
     with PeoplesStudy(tmp_path / "run", sites=3, asking=("site-c",), decide_s=30) as study:
         ended = study.ended()
