@@ -31,6 +31,10 @@ _SHORT_S: Final = 2.0
 _LOOK_AGAIN_S: Final = 0.05
 
 
+class FolderInUse(ParameterError):
+    """Another process works in the folder."""
+
+
 @contextmanager
 def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     """Work in a state folder as its owner, alone; it becomes ours where nobody's name is on it.
@@ -190,7 +194,7 @@ def _lock_soon(lock: BinaryIO, how: int, folder: Path) -> None:
     deadline_s = time.monotonic() + _SHORT_S
     while not _takes(lock, how):
         if time.monotonic() > deadline_s:
-            raise ParameterError(
+            raise FolderInUse(
                 f"{folder} is in use by another process of this party; stop it first. Two at once "
                 "would send two different messages in one place"
             )

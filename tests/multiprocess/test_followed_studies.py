@@ -136,7 +136,7 @@ def test_studies_one_after_the_other_without_an_edit_at_site_or_auditor(tmp_path
         # A third one would pass the budget of every site: refused, and everybody lives on.
         status, said = federation.coordinate("third")
         assert status == 1, said
-        assert f"of {CAP} over all studies is spent on site-a.records" in said
+        assert "site-a: the study would pass what is left of its privacy budget" in said
         for party in FOLLOWERS:
             federation.waits(party, 4)
             assert services[party].poll() is None, federation.log(party).read_text()

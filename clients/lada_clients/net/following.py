@@ -35,6 +35,7 @@ from lada_secure.errors import (
     TrainingFailed,
     TransportError,
 )
+from lada_secure.storage.state_folder import FolderInUse
 
 LOG = logging.getLogger(__name__)
 # Between two looks for the next study, and between two tries of one that could not go on. A try may
@@ -175,6 +176,9 @@ def _stays(error: LadaError, *, in_study: bool) -> bool:
     """Whether the same would happen again whatever the coordinator proposes next."""
     if isinstance(error, LedgerError):
         return True
+    if isinstance(error, FolderInUse):
+        # Somebody decides about a study by hand, which may take as long as the board is slow.
+        return False
     if isinstance(error, RefusedByBoard):
         return error.reason in _UNWANTED
     return isinstance(error, ParameterError) and not in_study

@@ -11,6 +11,7 @@ from typing import ClassVar
 
 from lada_clients.net.participant import Participant
 from lada_protocol.events import EVENTS_FILE, EventLog
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.run_loop import StudyFailed
 from lada_protocol.studies import (
@@ -80,7 +81,11 @@ def _ending(participant: Participant, error: LadaError) -> Ending:
     if isinstance(error, LeftStudy):
         return "withdrawn"
     refused = participant.index.find(Kind.REFUSAL, sender=participant.party)
-    return "failed" if refused is None else "refused"
+    if refused is None:
+        return "failed"
+    # Also where another process of this party has posted it.
+    withdrawn = refused.header.body.get("code") == FailureCode.WITHDRAWN
+    return "withdrawn" if withdrawn else "refused"
 
 
 def _keep(folder: Path, state: Ending, message: str) -> None:

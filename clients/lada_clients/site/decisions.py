@@ -45,7 +45,11 @@ from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.fields import check_person
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
 from lada_secure.privacy.ledger.times import parse_time as parse_ledger_time
-from lada_secure.storage.state_folder import check_state_folder, held_state_folder
+from lada_secure.storage.state_folder import (
+    FolderInUse,
+    check_state_folder,
+    shared_state_folder,
+)
 from lada_secure.storage.whole_files import read_if_there
 
 # Somebody sits in front of it: a study that is not there by then is not there yet.
@@ -282,10 +286,11 @@ def _kept_plan(settings: SiteSettings, decided: DecisionEntry) -> StudyPlan | No
 def _alone(settings: SiteSettings, work: Callable[[], None]) -> bool:
     """Do something that only one process may; False where `lada site run` is that one."""
     try:
-        with held_state_folder(settings.state_dir, party=settings.party, role="site"):
+        with shared_state_folder(
+            settings.state_dir, party=settings.party, role="site", work=settings.work
+        ):
             work()
-    except ParameterError:
-        # Whose folder it is was looked at before, so it is in use.
+    except FolderInUse:
         return False
     return True
 

@@ -19,6 +19,7 @@ from lada_clients.site.approval import (
     DecisionRefused,
     Standing,
     deadline,
+    decision_on,
     left_words,
     policy_name,
     standing,
@@ -80,8 +81,19 @@ class PlanReview:
         """
         self._check_people()
         self._promise()
-        if self.policy.approval == "policy" and self._stands() != "approved":
-            self._decide("approve", plan_statement(self._plan))
+        if self.policy.approval != "policy" or self._stands() == "approved":
+            return
+        try:
+            self._decide("approve", plan_statement(self._plan), check=self._check_nobody_decided)
+        except DecisionRefused:
+            # A person has, since it was looked at; what a person decided stands.
+            self._check_people()
+
+    def _check_nobody_decided(self, latest: DecisionEntry | None) -> None:
+        """Raises: DecisionRefused: a person's decision on this plan is there."""
+        decided = decision_on(latest, self._plan)
+        if decided is not None and decided.decided_by != policy_name(self.participant.party):
+            raise DecisionRefused(f"{decided.decided_by} has decided {decided.decision!r}")
 
     def withdrawn(self) -> bool:
         """Whether a person has withdrawn this site from the study."""

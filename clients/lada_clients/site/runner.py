@@ -22,7 +22,6 @@ from lada_clients.site.settings import SitePolicy, SiteSettings, read_site_setti
 from lada_protocol.events import Joined, Traffic
 from lada_protocol.plan import StudyPlan
 from lada_protocol.run_loop import StudyFailed
-from lada_secure.canonical import sha256_hex
 from lada_secure.errors import LadaError
 from lada_secure.logs import begin_logs, progress_console
 from lada_secure.privacy.release.units import population_fingerprint
@@ -46,11 +45,8 @@ def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     turn = turn or Turn()
-    # Studies of several coordinators may run side by side: they share the ledger, and each has a
-    # folder of its own. Two processes for one coordinator would be one party twice.
-    work = sha256_hex(settings.coordinator.encode())[:16]
     with (
-        written_state(settings, role="site", pinned=policy.roster_sha256, work=work),
+        written_state(settings, role="site", pinned=policy.roster_sha256, work=settings.work),
         _joined(settings, policy) as participant,
     ):
         turn.begin(

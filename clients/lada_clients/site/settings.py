@@ -16,6 +16,7 @@ from lada_protocol.party_files import (
     read_settings,
 )
 from lada_protocol.settings import Settings
+from lada_secure.canonical import sha256_hex
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.method.execution import Execution
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
@@ -58,6 +59,16 @@ class SiteSettings(DiallingSettings):
     threads: Annotated[int, Field(ge=1, le=256)] = 1
     physical_batch_size: Annotated[int, Field(ge=1)] = 16
     model: SlmSettings
+
+    @property
+    def work(self) -> str:
+        """What one process alone may do at a time: this site's part in one coordinator's study.
+
+        Studies of several coordinators may run side by side. They share the state folder with its
+        ledger, and each has a folder of its own in it; two processes for one coordinator would be
+        one party twice.
+        """
+        return sha256_hex(self.coordinator.encode())[:16]
 
     @property
     def slm_folder(self) -> Path:

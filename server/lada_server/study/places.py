@@ -13,6 +13,7 @@ from typing import Final
 
 from lada_protocol.events import EVENTS_FILE, Failed, Finished, StepFinished, parse_event
 from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.run_loop import StudyFailed
 from lada_protocol.studies import (
     MAX_MESSAGE,
     MAX_OUTCOME_BYTES,
@@ -32,6 +33,9 @@ from lada_server.settings import ServerSettings
 PLAN_FILE: Final = "plan.json"
 # In the URL of a database: the study's id.
 STUDY_MARK: Final = "{study}"
+# Of a `failed` event; what stopped the process alone, as a port that was taken, ends no study.
+# Earlier versions wrote no code.
+_ENDS: Final = frozenset({"", StudyFailed.code})
 _NOT_OVER: Final = frozenset({"running", "interrupted"})
 
 
@@ -72,9 +76,15 @@ def settings_of_open_study(settings: ServerSettings, study_id: str) -> ServerSet
     Args: study_id: of the one that is proposed instead; its own folder where all others are over.
     Raises: ParameterError: the database is named by the study that would be taken back.
     """
-    known = [one for one in known_studies(settings.state_dir) if one.state in _NOT_OVER]
+    every = known_studies(settings.state_dir)
+    known = [one for one in every if one.state in _NOT_OVER]
     if not known or known[-1].folder is None:
         return settings_of_study(settings, study_id)
+    if any(one.study_id == study_id for one in every if one != known[-1]):
+        raise ParameterError(
+            f"--new: study_id {study_id} is that of an earlier study in {settings.state_dir}, and "
+            "ledgers name studies by it; set another one. Nothing was changed"
+        )
     if settings.database is not None and STUDY_MARK in settings.database:
         raise ParameterError(
             f"--new: the board of study {known[-1].study_id} lies in a database of its name, and "
@@ -169,11 +179,14 @@ def _told_by_events(path: Path) -> tuple[int, StudyState]:
         except ParameterError:
             # Cut by a crash, or of other software.
             continue
-        if isinstance(event, StepFinished) and event.step == "close":
-            closed.add(event.round_id)
+        if isinstance(event, StepFinished):
+            # It has gone on since.
+            state = "interrupted"
+            if event.step == "close":
+                closed.add(event.round_id)
         if isinstance(event, Finished):
             state = "finished"
-        elif isinstance(event, Failed):
+        elif isinstance(event, Failed) and event.code in _ENDS:
             state = "failed"
     return len(closed), state
 

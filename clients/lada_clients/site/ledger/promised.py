@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from lada_clients.net.outcomes import LeftStudy
+from lada_protocol.failure_codes import FailureCode
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LadaError, LedgerError
@@ -53,5 +54,6 @@ def _end_of_study(book: LedgerBook, plan: StudyPlan, now: datetime) -> StudyFail
         last = decided[-1]
         return LeftStudy(f"{last.decided_by} decided {last.decision!r} on study {plan.study_id}")
     if parse_time(plan.expires) < now:
-        return StudyFailed(f"the plan of study {plan.study_id} expired at {plan.expires}")
+        said = f"the plan of study {plan.study_id} expired at {plan.expires}"
+        return StudyFailed(said, told=FailureCode.LEDGER)
     return None

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from protocol_world import (
@@ -508,3 +509,26 @@ def test_a_fault_of_the_ledger_itself_stays_one(tmp_path: Path) -> None:
     with pytest.raises(LedgerError, match="it is damaged"):
         found.site.run()
     assert found.posted(Kind.REFUSAL) is None
+
+
+@pytest.mark.parametrize("decision", ["refuse", "withdraw"])
+def test_what_a_person_decides_while_the_budget_is_promised_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, decision: Decision
+) -> None:
+    found = _asking_people(tmp_path)
+    found.site.policy = found.site.policy.model_copy(update={"approval": "policy"})
+    plain = found.site.book.promise
+
+    def promised(*events: Any, **plan: Any) -> None:
+        plain(*events, **plan)
+        if decision == "withdraw":
+            _person(found, "approve")
+        _person(found, decision)
+
+    monkeypatch.setattr(
+        type(found.site.book), "promise", lambda _, *some, **more: promised(*some, **more)
+    )
+    with pytest.raises(StudyFailed, match="takes no part"):
+        found.site._review()
+    assert found.posted(Kind.ACCEPTANCE) is None
+    assert _decisions(found)[-1] == (decision, "A. Meyer, DPO")

@@ -37,11 +37,11 @@ def propose(folder: Path, study_id: str) -> Path:
     return place
 
 
-def told(folder: Path, *kinds: type) -> None:
+def told(folder: Path, *kinds: type, code: str = "study_failed") -> None:
     with (folder / EVENTS_FILE).open("ab") as file:
         log = EventLog(party="coordinator", sink=file.write, clock=lambda: 1.7e9)
         for kind in kinds:
-            more = {"message": "too few"} if kind is Failed else {}
+            more = {"message": "too few", "code": code} if kind is Failed else {}
             if kind is StepFinished:
                 more = {"seconds": 1.0, "bytes_up": 1, "bytes_down": 1}
             log.write(kind, round_id=0, step="close", **more)
@@ -141,3 +141,17 @@ def test_a_proposal_that_is_taken_back_leaves_its_folder_to_the_next_one(tmp_pat
     named = settings(tmp_path, "postgresql://db/lada?options=-csearch_path%3D{study}")
     with pytest.raises(ParameterError, match="a database of its name"):
         settings_of_open_study(named, "second-c")
+    with pytest.raises(ParameterError, match="that of an earlier study"):
+        settings_of_open_study(settings(tmp_path), "first")
+
+
+@pytest.mark.parametrize("code", ["parameter", "transport", "disk"])
+def test_what_stopped_a_process_alone_ends_no_study(tmp_path: Path, code: str) -> None:
+    propose(tmp_path, "first")
+    told(tmp_path, StepFinished, Failed, code=code)
+    assert known_studies(tmp_path)[0].state == "interrupted"
+    with pytest.raises(ParameterError, match="is not over"):
+        check_others_over(tmp_path, "second")
+    # One that went on after all.
+    told(tmp_path, Failed, StepFinished)
+    assert known_studies(tmp_path)[0].state == "interrupted"
