@@ -9,9 +9,10 @@ from datetime import datetime
 
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey
 
-from lada_secure.privacy.ledger.book import KeptOutput, LedgerBook, LedgerTransaction, begin_ledger
+from lada_secure.privacy.ledger.book import LedgerBook, begin_ledger
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity
 from lada_secure.privacy.ledger.promises import BudgetPromise
+from lada_secure.privacy.ledger.reader import KeptOutput, LedgerTransaction
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps

@@ -13,9 +13,9 @@ from typing import NamedTuple
 
 from lada_clients.site.ledger.database import Connect, own_errors
 from lada_secure.errors import LedgerError, LocalProtocolError, ParameterError
-from lada_secure.privacy.ledger.book import KeptOutput
 from lada_secure.privacy.ledger.entries import CommitEntry, LedgerEntry, LedgerIdentity, parse_entry
 from lada_secure.privacy.ledger.promises import BudgetPromise, parse_promise
+from lada_secure.privacy.ledger.reader import KeptOutput
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.times import parse_time
 

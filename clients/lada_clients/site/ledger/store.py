@@ -28,8 +28,9 @@ from lada_clients.site.ledger.file import (
 )
 from lada_secure.errors import LedgerError
 from lada_secure.privacy.accounting.fields import check_hash, check_name, public_hex
-from lada_secure.privacy.ledger.book import LedgerBook, ReadLedger, begin_ledger
+from lada_secure.privacy.ledger.book import LedgerBook, begin_ledger
 from lada_secure.privacy.ledger.entries import LedgerIdentity, new_ledger_id
+from lada_secure.privacy.ledger.reader import ReadLedger
 from lada_secure.privacy.ledger.replay import LedgerReplay
 from lada_secure.privacy.ledger.restart import RestartGrant
 from lada_secure.privacy.ledger.terms import BudgetCaps
