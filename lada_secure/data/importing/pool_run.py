@@ -23,7 +23,7 @@ from lada_secure.data.importing.overlap import csv_line
 from lada_secure.data.importing.pool_alike import AlikeSamples, alike_samples, alike_sentences
 from lada_secure.data.importing.pool_conversion import SampleConverter
 from lada_secure.data.importing.rows import REASONS, Reject, Row
-from lada_secure.data.importing.run import ImportRefused, shown_source
+from lada_secure.data.importing.run import ImportRefused, shown_source, too_many_rejected
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import PoolSample, parse_pool, pool_hash, sample_line
@@ -91,14 +91,15 @@ def run_pool_import(request: PoolRequest, *, progress: Callable[[int], None]) ->
 
 
 def _refusal(taken: _Taking, request: PoolRequest) -> str | None:
-    rows = taken.rows - taken.passed_over
-    share = taken.rejected / rows if rows else 0.0
-    if share > request.most_rejects:
-        return (
-            f"{taken.rejected:,} of {rows:,} rows make no sample ({share:.2%}), at most "
-            f"{request.most_rejects:.2%} may (--most-rejects); no pool was written, and an older "
-            f"one is unchanged. {request.out / POOL_REJECTS} names line, reason and column"
-        )
+    told = too_many_rejected(
+        taken.rejected,
+        taken.rows - taken.passed_over,
+        most=request.most_rejects,
+        made=("sample", "pool"),
+        file=request.out / POOL_REJECTS,
+    )
+    if told is not None:
+        return told
     if not taken.samples:
         return f"no sample in {taken.rows:,} rows; no pool was written"
     return None

@@ -150,15 +150,34 @@ def shown_source(source: str) -> str:
     return source if "://" not in source else "the query"
 
 
+def too_many_rejected(
+    rejected: int, rows: int, *, most: float, made: tuple[str, str], file: Path
+) -> str | None:
+    """Why an import with so many rejected rows fails; None where it does not.
+
+    Args: made: what a row makes, and what all of them would. file: which names the rejected.
+    """
+    share = rejected / rows if rows else 0.0
+    if share <= most:
+        return None
+    one, all_ = made
+    return (
+        f"{rejected:,} of {rows:,} rows make no {one} ({share:.2%}), at most {most:.2%} may "
+        f"(--most-rejects); no {all_} was written, and an older one is unchanged. {file} names "
+        "line, reason and column"
+    )
+
+
 def _refusal(figures: Figures, request: ImportRequest) -> str | None:
-    rows = figures.rows - figures.passed_over
-    share = figures.rejected / rows if rows else 0.0
-    if share > request.most_rejects:
-        return (
-            f"{figures.rejected:,} of {rows:,} rows make no record ({share:.2%}), at most "
-            f"{request.most_rejects:.2%} may (--most-rejects); no records file was written, and an "
-            f"older one is unchanged. {request.out / REJECTS} names line, reason and column"
-        )
+    told = too_many_rejected(
+        figures.rejected,
+        figures.rows - figures.passed_over,
+        most=request.most_rejects,
+        made=("record", "records file"),
+        file=request.out / REJECTS,
+    )
+    if told is not None:
+        return told
     if not figures.records:
         return (
             f"no record to train on in {figures.rows:,} rows, {figures.held_out:,} are held out; "
