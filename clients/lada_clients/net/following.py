@@ -39,11 +39,12 @@ from lada_secure.storage.state_folder import FolderInUse
 
 LOG = logging.getLogger(__name__)
 # Between two looks for the next study, and between two tries of one that could not go on. A try may
-# read all records and load a model, so it is not repeated every few seconds.
+# read all records and load a model, so it is not repeated every few seconds. At a study's end the
+# coordinator waits a minute; whoever sleeps through that keeps what the study was promised.
 FIRST_LOOK_S: Final = 2.0
 LONGEST_LOOK_S: Final = 30.0
 FIRST_TRY_S: Final = 5.0
-LONGEST_TRY_S: Final = 300.0
+LONGEST_TRY_S: Final = 45.0
 # Refusals of this party's certificate. Whoever renews it starts the party again.
 _UNWANTED: Final = frozenset({"revoked", "expired", "bad_certificate", "unknown_party"})
 

@@ -13,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from lada_clients.net.outcomes import read_outcome
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import study_folder
 from lada_clients.site.approval import (
@@ -108,6 +109,7 @@ def approve(settings_path: Path, study: str, *, by: str, plan_hash: str | None =
     with _waiting_study(settings, policy, study) as participant:
         plan, path = participant.plan, ledger_path(settings, policy)
         check_first_decision(read_latest_decision(path, study), plan, now=_now())
+        _check_goes_on(settings, plan)
         _check_read(settings, plan, plan_hash)
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
         if faults:
@@ -274,6 +276,16 @@ def _keep_reason(
     if why:
         notes = DecisionNotes(state_dir=settings.state_dir)
         notes.note_reason(study, plan_hash, decision, by=by, why=why, at=_now())
+
+
+def _check_goes_on(settings: SiteSettings, plan: StudyPlan) -> None:
+    """Raises: DecisionRefused: this site's part in the study is over, and no run takes it up."""
+    ended = read_outcome(study_folder(settings.state_dir, plan.study_id, plan.hash))
+    if ended is not None:
+        raise DecisionRefused(
+            f"study {plan.study_id} is over here ({ended.state} on {ended.ended}); nothing was "
+            "recorded. Ask the coordinator for a new study"
+        )
 
 
 def _kept_plan(settings: SiteSettings, decided: DecisionEntry) -> StudyPlan | None:

@@ -43,6 +43,7 @@ from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
 LOG = logging.getLogger(__name__)
 # Between two looks at the ledger and the board while people decide.
 LOOK_S: Final = 2.0
+_UNDECIDED: Final = "nobody had decided"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -187,7 +188,7 @@ class PlanReview:
                 raise DecisionRefused("a person has decided at the last moment")
 
         try:
-            self._decide("refuse", f"nobody had decided by {until:%Y-%m-%dT%H:%M:%SZ}", check=check)
+            self._decide("refuse", f"{_UNDECIDED} by {until:%Y-%m-%dT%H:%M:%SZ}", check=check)
         except DecisionRefused as error:
             LOG.info("study %s: %s", self._plan.study_id, error)
 
@@ -199,11 +200,11 @@ class PlanReview:
         if stands != "refused":
             return
         latest = self.book.latest_decision(self._plan.study_id)
-        by_policy = latest is not None and latest.decided_by == policy_name(self.participant.party)
-        if not by_policy:
+        if latest is None or latest.decided_by != policy_name(self.participant.party):
             self._tell(FailureCode.REFUSED_BY_PERSON)
         if self.policy.approval == "person":
-            self._tell(FailureCode.UNDECIDED)
+            in_time = not latest.statement.startswith(_UNDECIDED)
+            self._tell(FailureCode.POLICY if in_time else FailureCode.UNDECIDED)
 
     def _tell(self, code: FailureCode) -> NoReturn:
         self._refuse(code, f"{self.participant.party} takes no part: {code.meaning}")

@@ -126,10 +126,14 @@ def reused_name_faults(entries: Sequence[LedgerEntry], plan: StudyPlan) -> tuple
     )
 
 
+class LedgerReplaced(LedgerError):
+    """A ledger that does not hold what was shown of it."""
+
+
 def check_shown(entries: Sequence[LedgerEntry], index: MessageIndex, *, party: str) -> None:
     """Check that the ledger still holds what this site has shown of it in the study.
 
-    Raises: LedgerError: it was put back to an older copy, or is another one, while the study ran.
+    Raises: LedgerReplaced: by an older copy, or by another one, while the study ran.
     """
     for message in index:
         shows = message.kind in (Kind.ACCEPTANCE, Kind.LEDGER)
@@ -138,7 +142,7 @@ def check_shown(entries: Sequence[LedgerEntry], index: MessageIndex, *, party: s
         head = int(message.header.body["head_index"])
         found = entries[head].entry_hash if head < len(entries) else ""
         if found != message.header.body["head_hash"]:
-            raise LedgerError(
+            raise LedgerReplaced(
                 f"the ledger here has {len(entries)} entries and not the entry {head} that this "
                 "site has shown in this study; an old copy was put back. Nothing was spent; put "
                 "the newest ledger file back and start again"

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from datetime import datetime
 
 from lada_clients.net.outcomes import LeftStudy
+from lada_clients.site.ledger.population import LedgerReplaced
 from lada_protocol.failure_codes import FailureCode
 from lada_protocol.plan import StudyPlan, parse_time
 from lada_protocol.run_loop import StudyFailed
@@ -36,7 +37,7 @@ def promised_until_over(
         raise
     except LedgerError as error:
         ended = _end_of_study(book, plan, now())
-        if ended is None:
+        if ended is None or isinstance(error, LedgerReplaced):
             raise
         book.end_promise(plan.hash)
         raise ended from error

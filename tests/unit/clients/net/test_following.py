@@ -35,6 +35,7 @@ from lada_secure.errors import (
     TrainingFailed,
     TransportError,
 )
+from lada_secure.storage.state_folder import FolderInUse
 
 FORK = multiprocessing.get_context("fork")
 BEFORE, WITHIN = False, True
@@ -105,14 +106,15 @@ ENDS: dict[str, tuple[LadaError, bool]] = {
 # Error, whether a study was under way, how it is noted, and the pauses of five turns.
 STAYS: dict[str, tuple[LadaError, bool, str | None, list[float]]] = {
     "no coordinator": (TransportError("refused"), BEFORE, None, [2, 4, 8, 16, 30]),
+    "somebody decides by hand": (FolderInUse("in use"), BEFORE, None, [2, 4, 8, 16, 30]),
     "a plan that cannot be read": (PeerError("bad plan"), BEFORE, None, [2, 4, 8, 16, 30]),
     "a study that failed": (StudyFailed("too few"), WITHIN, "failed", [2, 2, 4, 8, 16]),
     "a coordinator that lies": (PeerError("wrong sum"), WITHIN, "failed", [2, 2, 4, 8, 16]),
     "a budget that is gone": (PrivacyBudgetExceeded("cap"), WITHIN, "failed", [2, 2, 4, 8, 16]),
     "a training that failed": (TrainingFailed("nan"), WITHIN, "failed", [2, 2, 4, 8, 16]),
-    "a coordinator that is away": (TransportError("away"), WITHIN, None, [5, 10, 20, 40, 80]),
+    "a coordinator that is away": (TransportError("away"), WITHIN, None, [5, 10, 20, 40, 45]),
     "a board that is full": (RefusedByBoard("no", reason="quota"), WITHIN, None, [5, 10, 20]),
-    "records that changed": (ParameterError("changed"), WITHIN, None, [5, 10, 20, 40, 80]),
+    "records that changed": (ParameterError("changed"), WITHIN, None, [5, 10, 20, 40, 45]),
 }
 
 

@@ -10,7 +10,12 @@ from pathlib import Path
 
 import pytest
 from ledger_store_world import CAPS, PUBLIC, SITE_KEY, TIME_STEP_S, approve, now, open_ledger, spec
+from protocol_world import make_plan
 
+from lada_clients.site.ledger.population import LedgerReplaced
+from lada_clients.site.ledger.promised import promised_until_over
+from lada_protocol.plan import parse_time
+from lada_protocol.run_loop import StudyFailed
 from lada_secure.errors import LedgerError, PrivacyBudgetExceeded
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import DpSgdEvent, GaussianEvent, PrivacyEvent
@@ -273,3 +278,18 @@ def test_three_processes_over_one_ledger_two_finish_and_one_is_refused(tmp_path:
     assert summary.epsilon == pytest.approx(TWO)
     assert summary.epsilon <= CAP.total_epsilon
     assert summary.reservations == 2 * len(RELEASES)
+
+
+@pytest.mark.parametrize("replaced", [False, True])
+def test_a_ledger_that_was_replaced_is_its_own_fault_whatever_was_decided(
+    opened: Opened, replaced: bool
+) -> None:
+    book, plan = opened(), make_plan()
+    error = LedgerReplaced("an old copy") if replaced else LedgerError("not approved any more")
+    ends = LedgerReplaced if replaced else StudyFailed
+    late = parse_time(plan.expires) + timedelta(days=1)
+    with (
+        pytest.raises(ends),
+        promised_until_over(book, plan, now=lambda: late, over=(StudyFailed,)),
+    ):
+        raise error

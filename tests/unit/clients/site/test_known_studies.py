@@ -15,6 +15,8 @@ from protocol_world import make_cast
 from typer.testing import CliRunner, Result
 
 from lada_clients.net.study_folder import study_folder
+from lada_clients.site import decisions
+from lada_clients.site.approval import DecisionRefused
 from lada_clients.site.settings import read_site_settings
 from lada_clients.site.studies import known_studies
 from lada_protocol.plan import StudyPlan
@@ -184,3 +186,14 @@ def test_an_auditor_tells_epsilon_of_each_site_from_its_copies(
     assert (first["state"], first["export"]) == ("finished", str(root / "export"))
     assert (last["study_id"], last["state"], last["epsilon"]) == ("later", "interrupted", 0.0)
     assert last["export"] is None
+
+
+def test_a_study_that_is_over_here_is_approved_by_nobody(
+    site: tuple[Path, StudyPlan, Path],
+) -> None:
+    settings, plan, folder = site
+    place, _ = read_site_settings(settings)
+    decisions._check_goes_on(place, plan)
+    ended(folder, "failed", "2 sites take part, 3 are needed")
+    with pytest.raises(DecisionRefused, match=r"is over here \(failed on 2026-02-03"):
+        decisions._check_goes_on(place, plan)

@@ -532,3 +532,12 @@ def test_what_a_person_decides_while_the_budget_is_promised_stands(
         found.site._review()
     assert found.posted(Kind.ACCEPTANCE) is None
     assert _decisions(found)[-1] == (decision, "A. Meyer, DPO")
+
+
+def test_a_refusal_of_the_policy_that_a_crash_left_is_not_told_as_undecided(tmp_path: Path) -> None:
+    found = _asking_people(tmp_path)
+    # The policy has changed since.
+    _person(found, "refuse", by="policy-of-site-a")
+    with pytest.raises(StudyFailed, match="takes no part"):
+        found.site._review()
+    assert found.posted(Kind.REFUSAL) == {"code": "policy", "message": ""}
