@@ -78,7 +78,7 @@ class FailureCode(StrEnum):
     )
     LEDGER = (
         "ledger",
-        "its ledger does not allow the next step: damaged, withdrawn, or ahead of its clock",
+        "its ledger is damaged, ahead of its clock, or does not allow the next step",
         "its operator looks with `lada site ledger`, and starts again",
     )
     TRAINING = (
@@ -109,6 +109,17 @@ class FailureCode(StrEnum):
 
 
 CODES: Final = frozenset(code.value for code in FailureCode)
+# Of the refusal of a plan, or of a withdrawal from it; the others are of `failed` alone.
+REFUSAL_CODES: Final = frozenset(
+    code.value
+    for code in (
+        FailureCode.POLICY,
+        FailureCode.OVER_BUDGET,
+        FailureCode.REFUSED_BY_PERSON,
+        FailureCode.UNDECIDED,
+        FailureCode.WITHDRAWN,
+    )
+)
 
 
 def meaning_of(code: str) -> str:

@@ -11,7 +11,7 @@ from typing import Annotated, Any, Final, TypeVar
 from cryptography.hazmat.primitives.asymmetric.x25519 import X25519PrivateKey, X25519PublicKey
 from pydantic import Field, ValidationError, field_validator
 
-from lada_protocol.failure_codes import CODES, meaning_of
+from lada_protocol.failure_codes import CODES, REFUSAL_CODES, meaning_of
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.envelope import Digest, Envelope, PartyId, StrictModel, first_fault
 from lada_secure.errors import PeerError
@@ -258,20 +258,29 @@ def check_body(envelope: Envelope) -> None:
     parse_body(envelope, BODIES[envelope.kind])
 
 
-def check_told(envelope: Envelope) -> None:
+def check_told(envelope: Envelope, *, auditor: str) -> None:
     """Check that a dialling party tells by a code alone why it ends, or refuses a plan.
 
-    A text could say anything of a record, and a code of its own making as well.
+    A text could say anything of a record, and a code of its own making as well. The auditor alone
+    speaks to one site, about its ledger, and in words.
 
-    Raises: PeerError(reason="malformed"): a sentence, or a code that is not in `FailureCode`.
+    Raises: PeerError(reason="malformed"): a sentence, a code that is not on the list, an addressee,
+        or a refusal of a plan at a place of a round.
     """
-    about_a_ledger = envelope.kind is Kind.REFUSAL and envelope.header.to != ""
-    if envelope.kind not in (Kind.FAILED, Kind.REFUSAL) or about_a_ledger:
+    head = envelope.header
+    if envelope.kind not in (Kind.FAILED, Kind.REFUSAL):
+        return
+    if envelope.kind is Kind.REFUSAL and head.to and head.sender == auditor:
         return
     body = parse_body(envelope, FaultBody)
-    if body.message or body.code not in CODES:
+    codes = CODES
+    if envelope.kind is Kind.REFUSAL:
+        codes = REFUSAL_CODES
+        if (head.round_id, head.purpose, head.attempt) != (0, "", 0):
+            raise envelope.fault(f"refusal of {head.sender}: a plan is refused at no place of it")
+    if body.message or head.to or body.code not in codes:
         raise envelope.fault(
-            f"{envelope.kind} of {envelope.header.sender}: expected a known code and no message"
+            f"{envelope.kind} of {head.sender}: expected a known code, no message and no addressee"
         )
 
 

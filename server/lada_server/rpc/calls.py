@@ -212,7 +212,7 @@ class BoardCalls:
             )
         # Before it is on the board: one unreadable message there stops whoever reads it.
         check_body(envelope)
-        check_told(envelope)
+        check_told(envelope, auditor=self.store.roster.auditor.id)
         return envelope
 
     def _take_in(

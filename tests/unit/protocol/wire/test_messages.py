@@ -148,22 +148,36 @@ def test_a_refusal_that_cannot_be_read_is_a_refusal_all_the_same() -> None:
     assert "no reason" in fault_of(_message(Kind.REFUSAL, {"code": "a", "message": "\ud800"}))
 
 
-@pytest.mark.parametrize("kind", [Kind.FAILED, Kind.REFUSAL])
-def test_a_dialling_party_ends_by_a_known_code_and_without_a_word(kind: Kind) -> None:
-    check_told(_message(kind, {"code": "disk", "message": ""}))
-    for body in (
-        {"code": "disk", "message": "records.jsonl:7: too long"},
-        {"code": "records_of_mrs_smith", "message": ""},
+@pytest.mark.parametrize(("kind", "code"), [(Kind.FAILED, "disk"), (Kind.REFUSAL, "policy")])
+def test_a_dialling_party_ends_by_a_known_code_and_without_a_word(kind: Kind, code: str) -> None:
+    check_told(_message(kind, {"code": code, "message": ""}), auditor="auditor")
+    for body, place in (
+        ({"code": code, "message": "records.jsonl:7: too long"}, {}),
+        ({"code": "records_of_mrs_smith", "message": ""}, {}),
+        # Only the auditor speaks to one site.
+        ({"code": code, "message": "patient 17"}, {"to": "site-b"}),
+        ({"code": code, "message": ""}, {"to": "auditor"}),
     ):
-        with pytest.raises(PeerError, match="expected a known code and no message") as refused:
-            check_told(_message(kind, body))
+        with pytest.raises(PeerError, match="expected a known code, no message and no") as refused:
+            check_told(_message(kind, body, **place), auditor="auditor")
         assert refused.value.reason == "malformed"
+
+
+@pytest.mark.parametrize("place", [{"round_id": 3}, {"purpose": "training"}])
+def test_a_plan_is_refused_as_a_whole_and_by_the_codes_of_that(place: dict[str, Any]) -> None:
+    with pytest.raises(PeerError, match="at no place of it"):
+        check_told(
+            _message(Kind.REFUSAL, {"code": "policy", "message": ""}, **place), auditor="auditor"
+        )
+    with pytest.raises(PeerError, match="expected a known code"):
+        check_told(_message(Kind.REFUSAL, {"code": "disk", "message": ""}), auditor="auditor")
+    check_told(_message(Kind.FAILED, {"code": "disk", "message": ""}, **place), auditor="auditor")
 
 
 def test_what_the_auditor_says_of_a_ledger_or_a_sum_keeps_its_words() -> None:
     said = {"code": "ledger_behind", "message": "put the newest ledger file back"}
-    check_told(_message(Kind.OPENING_REFUSED, said))
-    check_told(_message(Kind.REFUSAL, said, sender="auditor", to="site-a"))
+    check_told(_message(Kind.OPENING_REFUSED, said), auditor="auditor")
+    check_told(_message(Kind.REFUSAL, said, sender="auditor", to="site-a"), auditor="auditor")
 
 
 def test_a_code_without_a_word_is_read_by_its_meaning() -> None:
