@@ -48,7 +48,7 @@ def propose(
         Path | None,
         typer.Option(help="With --dry-run: folder of a model that a site has, for its memory."),
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Propose the study of the settings file; `lada server run` serves it, and proposes as well.
 
@@ -57,6 +57,8 @@ def propose(
     With --dry-run exit status 0 where all is well, 1 with warnings, 2 with faults; nothing is
     written, loaded or sent. --new is refused once a site may have spent privacy budget.
     """
+    if slm is not None and not dry_run:
+        raise ParameterError("--slm: only with --dry-run; leave it out, or add --dry-run")
     if dry_run and new:
         raise ParameterError("--dry-run and --new: a dry run takes nothing back; leave one out")
     if dry_run:
@@ -97,7 +99,7 @@ def _tell_dry_run(settings: Path, slm: Path | None, *, as_json: bool) -> NoRetur
 @app.command()
 def status(
     settings: SettingsFile,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
+    as_json: JsonFlag = False,
 ) -> None:
     """Say where the study stands, who is connected, and who is waited for since when and why.
 

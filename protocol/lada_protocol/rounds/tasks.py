@@ -76,13 +76,18 @@ class Wait:
         Args: waited_s: seconds of waiting for the same thing. timeout_s: the plan's
             `phase_timeout_s`. now: with a zone.
         """
-        if waited_s <= timeout_s:
-            return False
-        return self.until is None or now > parse_time(self.until) + timedelta(seconds=timeout_s)
+        since = now - timedelta(seconds=waited_s)
+        return now > end_of_wait(since, until=self.until, timeout_s=timeout_s)
 
     def is_like(self, other: Wait) -> bool:
         """Whether both are for the same thing, perhaps from fewer parties."""
         return replace(self, parties=()) == replace(other, parties=())
+
+
+def end_of_wait(since: datetime, *, until: str | None, timeout_s: float) -> datetime:
+    """When those who are waited for have had their time; see `Wait.is_overdue`."""
+    begun = since if until is None else max(since, parse_time(until))
+    return begun + timedelta(seconds=timeout_s)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -86,8 +86,8 @@ def open_board(
         if found.get("roster_hash") != roster.hash:
             raise ParameterError(
                 f"the board belongs to roster {found.get('roster_hash', 'none')[:16]}..., the "
-                f"settings name {roster.hash[:16]}...; a new roster needs a new state_dir, and a "
-                "database of its own"
+                f"settings name {roster.hash[:16]}...; a new roster needs a new study: another "
+                "study_id once this one is over, and a database of its own where one is set"
             )
         hashes = set(connection.execute(sa.select(messages.c.message_hash)).scalars())
         payloads.check_complete(found["board_id"], hashes)

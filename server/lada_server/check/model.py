@@ -27,9 +27,9 @@ from lada_secure.models.model_checks import (
 )
 from lada_secure.models.text_model import TextModel
 from lada_server.check.reading import CoordinatorReading
-from lada_server.study.coordinator import PLAN_FILE
 from lada_server.study.llm_look import look_at_llm
 from lada_server.study.llm_memory import forecast_llm
+from lada_server.study.places import PLAN_FILE, read_kept_plan
 from lada_server.study.proposal import (
     changed_since,
     check_plan,
@@ -37,7 +37,6 @@ from lada_server.study.proposal import (
     check_room,
     draft_plan,
     prepare_study,
-    read_kept_plan,
 )
 
 _SERVED: Final = "the LLM is behind a server"
@@ -114,10 +113,16 @@ class LlmChecks:
 
     def kept(self) -> Iterator[Found]:
         """What was proposed before, compared with the draft. Raises: ParameterError: unreadable."""
-        path, plan = self._coordinator.settings.state_dir / PLAN_FILE, self._plan
+        plan = self._plan
+        try:
+            path = self._coordinator.study_dir / PLAN_FILE
+        except ParameterError as error:
+            # Another study is not over; whoever proposes this one now takes that one back.
+            yield warn(str(error))
+            return
         kept = read_kept_plan(path)
         if kept is None or plan is None:
-            yield unneeded("nothing was proposed from this state_dir yet")
+            yield unneeded("this study was not proposed yet")
         elif changed := changed_since(kept, plan):
             yield warn("\n".join(one.what for one in changed), proposed=kept.study_id)
         else:

@@ -10,10 +10,11 @@ import sqlalchemy as sa
 from lada_protocol.party_checks import check_writable
 from lada_protocol.wire.limits import split_address
 from lada_secure.check.running import Found, fine, unneeded
-from lada_secure.storage.disk_trial import try_disk
+from lada_secure.storage.state_folder import is_held
 from lada_server.board.database import Database
 from lada_server.rpc.service import check_free
 from lada_server.settings import ServerSettings
+from lada_server.study.places import known_studies
 
 
 def port_findings(settings: ServerSettings) -> Iterator[Found]:
@@ -21,7 +22,8 @@ def port_findings(settings: ServerSettings) -> Iterator[Found]:
 
     Raises: ParameterError: one is taken, or the address is not this machine's.
     """
-    if try_disk(settings.state_dir, key="state_dir").in_use:
+    running = any(one.state == "running" for one in known_studies(settings.state_dir))
+    if running or is_held(settings.state_dir):
         yield unneeded("the coordinator runs, and has its ports")
         return
     named = [settings.listen, *([settings.monitor] if settings.monitor is not None else [])]

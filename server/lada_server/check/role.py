@@ -43,7 +43,7 @@ class CoordinatorChecks:
             Check(name="study", run=self._study, needs=("settings",)),
             Check(name="state", run=self._state, needs=("settings",)),
             Check(name="disk", run=self._disk, needs=("state",)),
-            Check(name="database", run=self._database, needs=("state",)),
+            Check(name="database", run=self._database, needs=("state", "study")),
             Check(name="port", run=self._port, needs=("disk",)),
             Check(name="roster", run=self._roster, needs=("settings",)),
             Check(name="identity", run=self._identity, needs=("settings",)),
@@ -111,8 +111,9 @@ class CoordinatorChecks:
 
     def _database(self) -> Iterator[Found]:
         from lada_server.check.places import database_found
+        from lada_server.study.places import settings_of_study
 
-        yield database_found(self._read.settings)
+        yield database_found(settings_of_study(self._read.settings, self._read.study.study_id))
 
     def _port(self) -> Iterator[Found]:
         from lada_server.check.places import port_findings

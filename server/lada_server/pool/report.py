@@ -12,7 +12,7 @@ import numpy as np
 from lada_protocol.party_files import read_settings
 from lada_secure.allocation.cells import fit_clusters
 from lada_secure.data.forms import CLOZE, AnswerForm
-from lada_secure.data.importing.pool_alike import alike_samples, alike_sentences, printable
+from lada_secure.data.importing.pool_alike import alike_samples, alike_sentences
 from lada_secure.data.records import PoolSample, pool_hash, read_pool
 from lada_secure.errors import ParameterError
 from lada_secure.method.llm_round import GENERATION_BATCH_SIZE
@@ -20,6 +20,7 @@ from lada_secure.models.confidence import Answers, answer_pool
 from lada_secure.models.embedding import HASHED_NGRAMS, embedder
 from lada_secure.models.loading import model_folder, open_texts, quiet_transformers
 from lada_secure.models.text_model import TextModel
+from lada_secure.screen_text import printable
 from lada_server.pool.figures import (
     AnswerShares,
     Difficulty,

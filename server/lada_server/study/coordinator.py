@@ -46,8 +46,7 @@ from lada_server.study.served_llm import ServedLlm
 from lada_server.study.teacher import CoordinatorLlm, Teacher, parse_rationales, rationales_payload
 
 LOG = logging.getLogger(__name__)
-# In the state folder: the plan that was proposed, and what is kept of the LLM.
-PLAN_FILE: Final = "plan.json"
+# In the state folder: what is kept of the LLM.
 LLM_FOLDER: Final = "llm"
 POLL_S = 5.0
 

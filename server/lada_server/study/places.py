@@ -115,7 +115,11 @@ def check_others_over(state_dir: Path, study_id: str) -> None:
 
 def kept_plan(folder: Path) -> StudyPlan | None:
     """The plan that was proposed from a folder; None before. Raises: ParameterError: damaged."""
-    path = folder / PLAN_FILE
+    return read_kept_plan(folder / PLAN_FILE)
+
+
+def read_kept_plan(path: Path) -> StudyPlan | None:
+    """The plan in a file; None where there is no file. Raises: ParameterError: damaged."""
     raw = read_if_there(path, what="the kept plan ", refusal=ParameterError)
     try:
         return None if raw is None else parse_plan(raw)

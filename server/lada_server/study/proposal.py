@@ -17,22 +17,23 @@ from typing import Final, TypeAlias
 from pydantic import ValidationError
 
 from lada_protocol.identity.roster import Roster
-from lada_protocol.plan import StudyPlan, format_time, parse_plan
+from lada_protocol.plan import StudyPlan, format_time
 from lada_protocol.settings import describe
 from lada_secure.allocation.cells import Clusters, fit_clusters
 from lada_secure.arrays import Float32Array
 from lada_secure.canonical import canonical_json, sha256_hex
 from lada_secure.data.record_faults import Fault, refuse
 from lada_secure.data.records import PoolSample, pool_hash
-from lada_secure.errors import ParameterError, PeerError
+from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import plan_inconsistencies
 from lada_secure.models.embedding import embedder
 from lada_secure.models.examples import encode_row
 from lada_secure.models.preflight import needed_tokens, probe_model
 from lada_secure.models.text_model import TextModel
-from lada_secure.storage.whole_files import read_if_there, replace_file
+from lada_secure.storage.whole_files import replace_file
 from lada_server.board.storage_errors import disk_errors
 from lada_server.settings import StudySettings
+from lada_server.study.places import read_kept_plan
 
 Fields: TypeAlias = dict[str, object]
 
@@ -120,15 +121,6 @@ def _check_pool_size(settings: StudySettings, pool: tuple[PoolSample, ...]) -> N
             f"uplink.holdout is {uplink.holdout}, the pool has {len(pool)} samples; hold out fewer "
             "or enlarge the pool"
         )
-
-
-def read_kept_plan(path: Path) -> StudyPlan | None:
-    """The plan that was proposed, None before. Raises: ParameterError: it cannot be read."""
-    raw = read_if_there(path, what="the kept plan ", refusal=ParameterError)
-    try:
-        return None if raw is None else parse_plan(raw)
-    except PeerError as error:
-        raise ParameterError(f"cannot read the kept plan {path}: {error}") from error
 
 
 def changed_since(proposed: StudyPlan, now: StudyPlan) -> list[Fault]:

@@ -24,15 +24,15 @@ from lada_secure.storage.whole_files import write_atomically
 from lada_server.board.client import LocalBoardClient
 from lada_server.board.store import BoardStore
 from lada_server.settings import ServerSettings, StudySettings
-from lada_server.study.coordinator import LLM_FOLDER, PLAN_FILE, Coordinator, open_llm
+from lada_server.study.coordinator import LLM_FOLDER, Coordinator, open_llm
 from lada_server.study.llm_files import InferenceCache, LlmFiles
+from lada_server.study.places import PLAN_FILE, read_kept_plan
 from lada_server.study.proposal import (
     Study,
     check_llm,
     check_plan,
     keep_plan,
     prepare_study,
-    read_kept_plan,
 )
 from lada_server.study.teacher import Teacher
 
@@ -167,8 +167,8 @@ def propose_instead(parts: CoordinatorParts) -> tuple[StudyPlan, StudyPlan]:
     if spent:
         raise ParameterError(
             f"--new: {', '.join(spent)} may have spent privacy budget on study {old.study_id} "
-            "already, and what is spent stays spent; it goes on as it was. Give the changed study "
-            "a study_id and a state_dir of its own. Nothing was changed"
+            "already, and what is spent stays spent; it goes on as it was. Once it is over, "
+            "give the changed study a study_id of its own. Nothing was changed"
         )
     _check_new_name(parts, old)
     coordinator = parts.coordinator(parts.prepared(None))
@@ -204,7 +204,7 @@ def _withdraw(board: LocalBoardClient) -> None:
     if proposed and not ended:
         said = (
             f"{board.me} has taken study {board.plan.study_id} back before anything was spent, and "
-            "proposes another one; start again to see it"
+            "proposes another one; whoever follows sees it, others start again"
         )
         board.post(Kind.FAILED, {"code": WITHDRAWN, "message": said})
         LOG.warning("study %s is withdrawn", board.plan.study_id)

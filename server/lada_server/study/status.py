@@ -23,6 +23,7 @@ from sqlalchemy.engine import Connection
 from lada_protocol.events import EVENTS_FILE, Event, Failed, Finished, Waiting, parse_event
 from lada_protocol.identity.roster import Party, Roster
 from lada_protocol.plan import StudyPlan, parse_plan
+from lada_protocol.rounds.tasks import end_of_wait
 from lada_secure.errors import ParameterError, PeerError
 from lada_server.board.database import Database
 from lada_server.board.schema import checked_metadata, messages
@@ -30,6 +31,7 @@ from lada_server.board.storage_errors import StorageUnavailable
 from lada_server.rpc.limits import AWAY_AFTER_S, PartyActivity
 from lada_server.rpc.service import RunningServer
 from lada_server.settings import ServerSettings
+from lada_server.study.places import PLAN_FILE
 from lada_server.study.standing import (
     Standing,
     State,
@@ -167,7 +169,7 @@ def read_status(settings: ServerSettings, roster: Roster, *, now_s: float) -> St
         found["listen"] = process.listen
     plan: StudyPlan | None = None
     with contextlib.suppress(OSError, PeerError):
-        plan = parse_plan((settings.state_dir / "plan.json").read_bytes())
+        plan = parse_plan((settings.state_dir / PLAN_FILE).read_bytes())
         found |= {"study_id": plan.study_id, "rounds": plan.rounds}
     event = newest_event(settings.state_dir / EVENTS_FILE)
     if event is not None:
@@ -301,8 +303,12 @@ def _standing(
     until, waiting = None, said.waiting
     awaited = () if waiting is None else waiting.parties
     if waiting is not None and party.id in awaited:
-        since_s = datetime.fromisoformat(waiting.since).timestamp()
-        until = _time(since_s + plan.phase_timeout_s)
+        ends = end_of_wait(
+            datetime.fromisoformat(waiting.since),
+            until=waiting.until,
+            timeout_s=plan.phase_timeout_s,
+        )
+        until = _time(ends.timestamp())
     ended = said.state == "finished" or study_code(board.study, plan.coordinator) is not None
     return standing_of(party, board.study, plan=plan, awaited=awaited, until=until, over=ended)
 

@@ -21,11 +21,14 @@ from lada_protocol.wire.envelope import Envelope
 from lada_protocol.wire.messages import FaultBody, parse_body
 from lada_secure.errors import ParameterError
 from lada_secure.method.plan import STATISTICS
+from lada_secure.storage.state_folder import held_folder
 from lada_server.board.store import BoardStore
 from lada_server.check.outlook import Proposal
+from lada_server.check.places import port_findings
 from lada_server.commands import app
 from lada_server.runner import propose
 from lada_server.settings import ServerSettings
+from lada_server.study.places import keep_outcome
 
 Spoil = Callable[[RunLayout], None]
 
@@ -52,7 +55,7 @@ def test_a_study_as_it_should_be_is_told_with_all_that_it_asks_and_nothing_is_lo
     def loaded(*_arguments: object, **_options: object) -> None:
         raise AssertionError("something was loaded")
 
-    monkeypatch.setattr("lada_secure.models.loading.load_language_model", loaded)
+    monkeypatch.setattr("lada_server.study.local_llm.load_language_model", loaded)
     monkeypatch.setattr("lada_server.study.proposal.embedder", loaded)
     before = tree(checked_run.root.parent)
     status, found = dry_run(checked_run)
@@ -256,3 +259,34 @@ def test_nothing_is_taken_back_once_a_site_may_have_spent(checked_run: RunLayout
 def test_a_dry_run_takes_nothing_back(checked_run: RunLayout) -> None:
     words = ["propose", "--settings", str(checked_run.coordinator.settings), "--dry-run", "--new"]
     assert isinstance(CliRunner().invoke(app, words).exception, ParameterError)
+
+
+def test_a_models_memory_is_asked_with_a_dry_run_alone(checked_run: RunLayout) -> None:
+    words = ["propose", "--settings", str(checked_run.coordinator.settings), "--slm", "x"]
+    ended = CliRunner().invoke(app, words)
+    assert isinstance(ended.exception, ParameterError)
+    assert "--slm: only with --dry-run" in str(ended.exception)
+
+
+def test_the_next_study_is_tried_beside_what_is_over(checked_run: RunLayout) -> None:
+    state = checked_run.coordinator.state
+    propose(checked_run.coordinator.settings, new=False)
+    change_study(study_id="second")(checked_run)
+    status, found = dry_run(checked_run)
+    assert status == 1, found
+    assert "is not over" in json.dumps(found)
+    keep_outcome(state, "finished")
+    status, found = dry_run(checked_run)
+    assert status == 0, found
+    # A later study that runs has the ports, in a folder of its own.
+    place = state / "studies" / "second"
+    place.mkdir(parents=True)
+    (place / "plan.json").write_bytes(
+        parse_plan((state / "plan.json").read_bytes())
+        .model_copy(update={"study_id": "second"})
+        .to_bytes()
+    )
+    settings = read_settings(checked_run.coordinator.settings, ServerSettings)
+    with held_folder(place):
+        (running,) = port_findings(settings)
+    assert "the coordinator runs" in running.message
