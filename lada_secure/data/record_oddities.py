@@ -11,16 +11,17 @@ from typing import Final
 
 from lada_secure.data.record_faults import lines_text
 from lada_secure.data.records import Record, RecordFile
+from lada_secure.data.tasks import Classification
 from lada_secure.data.unit_ids import canonical_unit
 
 logger = logging.getLogger(__name__)
 
-# But for tab and line ends, as `lada data import` has it.
+# All but tab and line ends; those of C1 are what a wrong encoding leaves.
 CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 
 
 def warn_of_oddities(file: RecordFile) -> None:
-    """Control characters in texts, and a unit column that names no people."""
+    """Control characters in texts, labels that differ, and a unit column that names no people."""
     told = list(zip(file.records, file.lines, strict=True))
     controlled = [line for one, line in told if any(map(CONTROL.search, _texts(one)))]
     if controlled:
@@ -30,6 +31,14 @@ def warn_of_oddities(file: RecordFile) -> None:
             file.name,
             len(controlled),
             lines_text(controlled),
+        )
+    sets = {frozenset(one.choices) for one, _ in told if isinstance(one.task, Classification)}
+    if len(sets) > 1:
+        logger.warning(
+            "%s: the records of kind classification have %d different sets of labels, and each is "
+            "judged as a task of its own; a record with options of its own is of kind choice",
+            file.name,
+            len(sets),
         )
     if len(told) < 2:
         return

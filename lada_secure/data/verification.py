@@ -75,20 +75,20 @@ class Verifier:
 EXACT: Final = Verifier()
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
     """Compatibility form, without case, with single spaces."""
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
 def normalised(text: str) -> str:
     """A text without case, Unicode variants, double spaces, and punctuation at both ends."""
-    return _folded(text).strip(_AT_THE_EDGES)
+    return folded(text).strip(_AT_THE_EDGES)
 
 
 def read_number(text: str) -> tuple[Decimal, str] | None:
     """The number that a text starts with, and the unit behind it as `normalised` has it; None where
     there is none."""
-    plain = _folded(text).translate(_UNUSUAL_SIGNS).lstrip(_BEFORE_A_NUMBER)
+    plain = folded(text).translate(_UNUSUAL_SIGNS).lstrip(_BEFORE_A_NUMBER)
     found = _NUMBER.match(plain)
     if found is None:
         return None

@@ -29,13 +29,12 @@ from lada_secure.data.importing.rows import Cells, Reject, Row
 from lada_secure.data.importing.templates import RowTemplate, Unusable
 from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
+from lada_secure.data.record_oddities import CONTROL
 from lada_secure.data.records import Record
 from lada_secure.data.unit_ids import canonical_unit, looks_missing
 from lada_secure.data.verification import normalised, read_number
 from lada_secure.errors import ParameterError
 
-# All but tab and line ends; those of C1 are what a wrong encoding leaves.
-_CONTROL: Final = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f]")
 # What a spreadsheet makes of a long number; its last digits are lost, and people with it.
 _EXPONENT: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -135,7 +134,7 @@ class Converter:
         if rationale is not None and not rationale.strip():
             rationale = None
         if rationale is not None:
-            _check_text(rationale, fields.rationale)
+            check_text(rationale, fields.rationale)
         told = (unit, question, choices, answer, rationale)
         record_id = self._made_id(told) if self._id is None else needed(self._id(cells), fields.id)
         record = Record(
@@ -214,12 +213,13 @@ def needed(text: str | None, field: TextField | None) -> str:
     """A text that must be there. Raises: UnusableRow."""
     if text is None or not text.strip():
         raise UnusableRow("cell-empty", _column(field))
-    _check_text(text, field)
+    check_text(text, field)
     return text
 
 
-def _check_text(text: str, field: TextField | None) -> None:
-    if _CONTROL.search(text):
+def check_text(text: str, field: TextField | None) -> None:
+    """Raises: UnusableRow: a control character."""
+    if CONTROL.search(text):
         raise UnusableRow("control-character", _column(field))
 
 
@@ -245,7 +245,7 @@ def _place(text: str | None, column: str, field: ChoicesField) -> str | None:
         if field.empty == "refuse":
             raise UnusableRow("cell-empty", column)
         return None
-    if _CONTROL.search(text):
+    if CONTROL.search(text):
         raise UnusableRow("control-character", column)
     return text
 

@@ -24,21 +24,15 @@ from lada_secure.errors import ParameterError, TransportError
 
 _FETCHED_ROWS: Final = 1000
 _FROM_ENVIRONMENT: Final = "env:"
-# Behind comments, which may stand in front.
-_READS: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*(?:select|with)\b", re.I | re.S)
-# What a query may do in a SQLite file: it attaches, sets and writes nothing.
-_SQLITE_ALLOWED: Final = frozenset(
-    {
-        sqlite3.SQLITE_SELECT,
-        sqlite3.SQLITE_READ,
-        sqlite3.SQLITE_FUNCTION,
-        sqlite3.SQLITE_RECURSIVE,
-        sqlite3.SQLITE_TRANSACTION,
-    }
-)
+# Behind comments, which may stand in front; none is looked at twice, however many there are.
+_READS: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*+(?:select|with)\b", re.I | re.S)
 _SQLITE_MOST_BYTES: Final = 16 * 2**20
 # Their messages are of the query, the schema or the connection; others quote cells.
 _TOLD: Final = ("ProgrammingError", "OperationalError")
+_OF_THE_QUERY: Final = re.compile(
+    r"^(?:no such |ambiguous column|incomplete input|unrecognized token|wrong number of arg|unable "
+    r"to open|attempt to write|too many attached|database is )|: syntax error$"
+)
 
 
 def is_database(source: str) -> bool:
@@ -79,8 +73,8 @@ def open_query(source: str, settings: SourceSettings) -> Source:
                     yield _row(line, {name: _cell(values[at]) for at, name in places})
         except SQLAlchemyError as error:
             raise TransportError(
-                f"{where} broke off behind row {line}: {_reason(error)}; nothing was imported, "
-                "start again"
+                f"{where} broke off behind row {line}: {_kind(error)}; nothing was imported, start "
+                "again"
             ) from error
 
     ordered = re.search(r"\border\s+by\b", settings.query, re.IGNORECASE)
@@ -130,15 +124,12 @@ def _sqlite(database: str | None) -> Callable[[], sqlite3.Connection]:
     def connect() -> sqlite3.Connection:
         base = sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True)
         base.setlimit(sqlite3.SQLITE_LIMIT_LENGTH, _SQLITE_MOST_BYTES)
+        base.setlimit(sqlite3.SQLITE_LIMIT_ATTACHED, 0)
         # One cell that is no text is a row's fault and ends no import.
         base.text_factory = lambda raw: raw.decode("utf-8", "surrogateescape")
         return base
 
     return connect
-
-
-def _sqlite_allows(action: int, *_: str | None) -> int:
-    return sqlite3.SQLITE_OK if action in _SQLITE_ALLOWED else sqlite3.SQLITE_DENY
 
 
 @contextmanager
@@ -147,10 +138,7 @@ def _result(engine: Any, query: str, *, rows: int) -> Iterator[Any]:
     from sqlalchemy import text
 
     with engine.connect() as connection:
-        if engine.url.get_backend_name() == "sqlite":
-            # Not earlier: SQLAlchemy looks at a setting when it connects.
-            connection.connection.driver_connection.set_authorizer(_sqlite_allows)
-        elif engine.url.get_backend_name() == "postgresql":
+        if engine.url.get_backend_name() == "postgresql":
             connection = connection.execution_options(postgresql_readonly=True)
         streamed = connection.execution_options(stream_results=True, yield_per=rows)
         # A colon is no parameter here: "12:30" may stand in a query.
@@ -169,10 +157,17 @@ def _row(line: int, cells: dict[str, str | None]) -> Row | Reject:
     return Row(line, cells)
 
 
+def _kind(error: Exception) -> str:
+    # No word of its message: a function that fails on a row may quote the cell.
+    return type(getattr(error, "orig", None) or error).__name__
+
+
 def _reason(error: Exception) -> str:
-    """What kind of error it is, and its first line where that quotes no cell."""
-    inner = getattr(error, "orig", None) or error
+    """Why a query was refused: what kind of error it is, and its first line where that is known to
+    be of the query, the schema or the connection. The first row may have been looked at by then."""
+    first = (str(getattr(error, "orig", None) or error).splitlines() or [""])[0][:200]
     kinds = {one.__name__ for one in type(error).__mro__}
-    if not kinds.intersection(_TOLD):
-        return type(inner).__name__
-    return f"{type(inner).__name__}: {(str(inner).splitlines() or [''])[0][:200]}"
+    of_sqlite = isinstance(getattr(error, "orig", None), sqlite3.Error)
+    if not kinds.intersection(_TOLD) or (of_sqlite and not _OF_THE_QUERY.search(first)):
+        return _kind(error)
+    return f"{_kind(error)}: {first}"

@@ -24,6 +24,7 @@ from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.tasks import Kind as TaskKind
 from lada_secure.data.tasks import Task, parse_task
 from lada_secure.data.unit_ids import MissingLike, Spellings
+from lada_secure.data.verification import normalised
 from lada_secure.errors import ParameterError
 from lada_secure.storage.toml_tables import parse_table
 
@@ -240,6 +241,10 @@ class TaskSettings(_Frozen):
     def _of_its_kind(self) -> TaskSettings:
         if self.unit is not None and self.kind != "number":
             raise ValueError("unit is of kind number alone")
+        if self.unit is not None and self.units:
+            known = {normalised(name) for name in self.units}
+            if normalised(self.unit) not in known:
+                raise ValueError(f"unit {self.unit!r} is none of units: {', '.join(self.units)}")
         try:
             self.task()
         except ParameterError as error:

@@ -6,7 +6,6 @@ its readers something wrong. Samples are public, so they are named by their ids.
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -14,6 +13,8 @@ from typing import Any, Final
 from lada_secure.data.importing.near_duplicates import MAX_INDEXED, NearTexts
 from lada_secure.data.importing.overlap import text_of
 from lada_secure.data.records import PoolSample
+from lada_secure.data.verification import folded
+from lada_secure.screen_text import printable
 
 _CHUNK: Final = 512
 
@@ -61,11 +62,11 @@ def alike_samples(
     """
     groups: dict[tuple[str, frozenset[str]], list[PoolSample]] = {}
     for sample in pool:
-        key = (_folded(sample.question), frozenset(map(_folded, sample.choices)))
+        key = (folded(sample.question), frozenset(map(folded, sample.choices)))
         groups.setdefault(key, []).append(sample)
     duplicates, conflicts = [], []
     for group in groups.values():
-        if len({_folded(one.answer) for one in group}) > 1:
+        if len({folded(one.answer) for one in group}) > 1:
             conflicts.append({one.sample_id: one.answer for one in group})
         elif len(group) > 1:
             duplicates.append(tuple(one.sample_id for one in group))
@@ -90,20 +91,11 @@ def _near(samples: Sequence[PoolSample], told: Callable[[int], None]) -> tuple[N
                     Near(
                         sample_id=own.sample_id,
                         earlier_id=other.sample_id,
-                        same_answer=_folded(own.answer) == _folded(other.answer),
+                        same_answer=folded(own.answer) == folded(other.answer),
                     )
                 )
         told(start + len(places))
     return tuple(found)
-
-
-def _folded(text: str) -> str:
-    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
-
-
-def printable(text: str) -> str:
-    """Text that moves no cursor: a pool may hold any character."""
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
 
 
 def alike_sentences(told: Mapping[str, Any], *, shown: int = 5) -> Iterator[str]:

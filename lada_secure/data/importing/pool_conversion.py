@@ -11,6 +11,7 @@ from lada_secure.data.importing.conversion import (
     QuestionReader,
     Read,
     UnusableRow,
+    check_text,
     needed,
     text_reader,
 )
@@ -36,6 +37,7 @@ class SampleConverter:
         self._reads = QuestionReader(mapping)
         self._id_field = mapping.record.id
         self._id = _optional(mapping.record.id)
+        self._fields = mapping.pool
         self._licence = _optional(mapping.pool.licence)
         self._source = _optional(mapping.pool.source)
 
@@ -59,8 +61,8 @@ class SampleConverter:
             question=question,
             choices=choices,
             answer=answer,
-            licence=_said(self._licence, cells),
-            source=_said(self._source, cells),
+            licence=_said(self._licence, self._fields.licence, cells),
+            source=_said(self._source, self._fields.source, cells),
         )
 
 
@@ -68,6 +70,9 @@ def _optional(field: TextField | None) -> Read | None:
     return None if field is None else text_reader(field)
 
 
-def _said(read: Read | None, cells: Cells) -> str | None:
+def _said(read: Read | None, field: TextField | None, cells: Cells) -> str | None:
     text = None if read is None else read(cells)
-    return None if text is None or not text.strip() else text
+    if text is None or not text.strip():
+        return None
+    check_text(text, field)
+    return text

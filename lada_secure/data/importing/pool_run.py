@@ -70,23 +70,25 @@ def run_pool_import(request: PoolRequest, *, progress: Callable[[int], None]) ->
             out.open(name, mode=0o644)
         taken = _Taking(SampleConverter(mapping), only, out, progress)
         taken.take(rows)
-        alike = alike_samples(taken.samples, near=request.near)
+        refused = _refusal(taken, request)
+        # Of a pool that is not written nothing is compared.
+        kept = taken.samples if refused is None else ()
+        alike = alike_samples(kept, near=request.near)
         told = {
             "format": FORMAT,
             "source": list(source.said),
             "mapping_sha256": sha256_hex(raw),
-            "pool_sha256": pool_hash(taken.samples),
+            "pool_sha256": None if refused is not None else pool_hash(kept),
             **taken.counts(),
             **alike.to_json(),
         }
-        _write_alike(out, alike, {one.sample_id: one for one in taken.samples})
-        refused = _refusal(taken, request)
         if refused is not None:
             for name in (POOL, POOL_ALIKE):
                 out.drop(name)
-        out.commit()
-        if refused is not None:
+            out.commit()
             raise ImportRefused(refused, told)
+        _write_alike(out, alike, {one.sample_id: one for one in kept})
+        out.commit()
         return told
 
 
@@ -205,4 +207,5 @@ def pool_sentences(told: Mapping[str, Any]) -> Iterator[str]:
     for name, count in told["rejected_by_reason"].items():
         yield f"  {count:,} {name}: {REASONS[name]}"
     yield from alike_sentences(told)
-    yield f"pool_sha256 {told['pool_sha256']}"
+    if told["pool_sha256"] is not None:
+        yield f"pool_sha256 {told['pool_sha256']}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections import Counter
@@ -36,7 +37,7 @@ from lada_secure.data.importing.seen import Seen
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
-from lada_secure.data.records import Record, inspect_records, parse_records, read_pool, record_line
+from lada_secure.data.records import Record, parse_records, read_pool, record_line
 from lada_secure.data.unit_ids import canonical_unit
 from lada_secure.errors import LadaError
 from lada_secure.storage.whole_files import read_file
@@ -134,8 +135,13 @@ def _held_out_no_more(earlier: Path, salt: bytes, *, share: float) -> int:
     """How many people an earlier import has held out and this one trains on, if they come again."""
     if not earlier.exists():
         return 0
-    units = {canonical_unit(one.unit) for one in inspect_records(earlier).records}
-    return sum(not is_held_out(unit_digest(one, salt=salt), share=share) for one in units)
+    digests = set()
+    with earlier.open("rb") as file:
+        # Line by line: such a file may be as large as an import.
+        for line in file:
+            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+                digests.add(unit_digest(canonical_unit(json.loads(line)["unit"]), salt=salt))
+    return sum(not is_held_out(one, share=share) for one in digests)
 
 
 def _check_apart(request: ImportRequest) -> None:
@@ -191,7 +197,7 @@ def _finish(
 ) -> None:
     outdated = []
     # What no import has written is somebody's own.
-    imported = (request.out / REPORT).exists()
+    imported = (request.out / REPORT).exists() and (request.out / RECORDS).exists()
     if _refusal(figures, request) is not None:
         for name in (RECORDS, HELD_OUT, DUPLICATES):
             out.drop(name)

@@ -375,6 +375,17 @@ def test_what_no_import_has_written_stays(tmp_path: Path) -> None:
     assert contents(tmp_path / "out")["held-out.jsonl"] == b"by hand"
 
 
+def test_a_refused_import_makes_nothing_its_own(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "held-out.jsonl").write_text("by hand")
+    bad = [(*one[:2], None, *one[3:]) for one in rows(20)]
+    source = write_csv(tmp_path / "c.csv", bad)
+    with pytest.raises(ImportRefused):
+        run_import(request(tmp_path, source, OPEN), progress=nothing)
+    run_import(request(tmp_path, write_csv(tmp_path / "c.csv", rows(30)), OPEN), progress=nothing)
+    assert contents(tmp_path / "out")["held-out.jsonl"] == b"by hand"
+
+
 def test_the_cap_is_counted_over_people_to_train_on(tmp_path: Path) -> None:
     source = write_csv(tmp_path / "c.csv", rows(90))
     asked = request(tmp_path, source, OPEN + "[split]\nheld_out = 0.5\n", cap=2)

@@ -127,3 +127,17 @@ def test_an_import_does_not_write_over_its_source(tmp_path: Path) -> None:
     request = PoolRequest(source=str(source), mapping=tmp_path / "m.toml", out=tmp_path)
     with pytest.raises(ParameterError, match=r"the source is its pool\.jsonl"):
         run_pool_import(request, progress=lambda _: None)
+
+
+def test_what_a_terminal_obeys_is_refused_in_every_text_of_a_sample(tmp_path: Path) -> None:
+    told = imported(tmp_path, table=TABLE.replace("CC BY 4.0", "CC\x1b[2J BY"), most=0.9)
+    assert told["rejected_by_reason"]["control-character"] == 1
+    assert "\x1b" not in (tmp_path / "out" / "pool.jsonl").read_text(encoding="utf-8")
+
+
+def test_a_pool_that_is_not_written_has_no_hash_and_nothing_to_compare(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefused) as refused:
+        imported(tmp_path, most=0.0)
+    assert refused.value.told["pool_sha256"] is None
+    assert refused.value.told["duplicates"] == []
+    assert not (tmp_path / "out" / "pool.jsonl").exists()

@@ -16,7 +16,7 @@ import pytest
 from lada_secure.data.importing.mapping import SourceSettings
 from lada_secure.data.importing.rows import Reject, Row, text_of
 from lada_secure.data.importing.sources import open_source
-from lada_secure.errors import ParameterError
+from lada_secure.errors import ParameterError, TransportError
 
 DAY = datetime.date(2025, 3, 4)
 MOMENT = datetime.datetime(2025, 3, 4, 5, 6, 7)
@@ -203,6 +203,43 @@ def test_a_query_that_is_wrong_or_writes_is_refused(
         open_source(database, SourceSettings(query=query))
     everything = SourceSettings(query="/* all */ -- of them\nSELECT id FROM c ORDER BY id")
     assert cells(database, everything) == [{"id": "7"}, {"id": "8"}]
+
+
+def test_a_query_may_open_lists_and_search_texts(tmp_path: Path) -> None:
+    base = sqlite3.connect(tmp_path / "c.sqlite")
+    base.execute("CREATE TABLE c (id INTEGER, given TEXT)")
+    base.execute("""INSERT INTO c VALUES (1, '["a", "b"]')""")
+    base.execute("CREATE VIRTUAL TABLE notes USING fts5(note)")
+    base.execute("INSERT INTO notes VALUES ('has gout'), ('is well')")
+    base.commit()
+    base.close()
+    address = f"sqlite:///{tmp_path / 'c.sqlite'}"
+    opened = SourceSettings(
+        query="SELECT c.id, j.value FROM c, json_each(c.given) j ORDER BY j.key"
+    )
+    assert [one["value"] for one in cells(address, opened)] == ["a", "b"]
+    found = SourceSettings(query="SELECT note FROM notes WHERE notes MATCH 'gout' ORDER BY note")
+    assert cells(address, found) == [{"note": "has gout"}]
+
+
+def test_a_function_that_fails_on_a_row_quotes_no_cell(tmp_path: Path) -> None:
+    base = sqlite3.connect(tmp_path / "c.sqlite")
+    base.execute("CREATE TABLE c (id INTEGER, note TEXT)")
+    base.execute("INSERT INTO c VALUES (1, 'Meier has HIV')")
+    base.commit()
+    base.close()
+    query = "SELECT id, json_extract('{}', '$' || note) FROM c ORDER BY id"
+    with pytest.raises((ParameterError, TransportError)) as failed:
+        cells(f"sqlite:///{tmp_path / 'c.sqlite'}", SourceSettings(query=query))
+    assert "Meier" not in str(failed.value)
+
+
+@pytest.mark.timeout(20)
+def test_comments_in_front_of_a_query_are_looked_at_once(database: str) -> None:
+    with pytest.raises(ParameterError, match="begins with SELECT or WITH"):
+        open_source(database, SourceSettings(query="/**/" * 5_000 + "x"))
+    query = "/**/" * 5_000 + "SELECT id FROM c ORDER BY id"
+    assert cells(database, SourceSettings(query=query)) == [{"id": "7"}, {"id": "8"}]
 
 
 def test_a_cell_that_is_no_text_is_one_rows_fault_and_in_no_message(tmp_path: Path) -> None:
