@@ -137,6 +137,9 @@ def tell_failure(error: LadaError) -> bool:
 
 def _tell_defect(error: BaseException | None) -> None:
     """Log what nobody has caught: type and places, as `JsonFormatter` shows them."""
+    if isinstance(error, SystemExit | KeyboardInterrupt):
+        # Somebody's wish to end.
+        return
     LOG.critical("not caught; this is a defect, please report it", exc_info=error)
 
 

@@ -229,8 +229,19 @@ def _load_options(where: Placement) -> dict[str, Any]:
 def check_architecture(folder: Path) -> None:
     """Refuse what transformers would load as another class than the folder names.
 
-    Raises: ParameterError: an architecture that is unknown, not causal, or not the one named.
+    Raises: ParameterError: an architecture that is unknown, not causal, or not the one named, or a
+        configuration that transformers cannot read.
     """
+    try:
+        _check_architecture(folder)
+    except ParameterError:
+        raise
+    except Exception as error:
+        # What transformers raises for a value that it did not expect may be anything.
+        raise unreadable(folder, error) from error
+
+
+def _check_architecture(folder: Path) -> None:
     kind, named = (read_json(folder / "config.json").get(key) for key in _ARCHITECTURE_KEYS)
     try:
         config = AutoConfig.from_pretrained(folder, local_files_only=True)

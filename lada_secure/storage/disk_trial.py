@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Final
 
 from lada_secure.errors import ParameterError
-from lada_secure.storage.state_folder import LOCK_FILE
+from lada_secure.storage.state_folder import is_held
 
 # What the trial writes; a quota or a full disk shows at the first bytes.
 _TRIAL_BYTES: Final = 1 << 20
@@ -41,11 +41,12 @@ def try_disk(folder: Path, *, key: str) -> DiskTrial:
     Args: key: the setting that names it, for messages.
     Raises: ParameterError: full, read-only, without locks, or it cannot be used at all.
     """
-    there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
+    there = folder
     try:
+        there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
         found = os.statvfs(there)
         tried = _wrote_nameless(there)
-        in_use = _is_held(folder / LOCK_FILE)
+        in_use = is_held(folder)
     except OSError as error:
         raise ParameterError(f"{key}: {there}: {_meaning(error)}") from error
     return DiskTrial(free_bytes=found.f_bavail * found.f_frsize, tried=tried, in_use=in_use)
@@ -69,22 +70,6 @@ def _wrote_nameless(folder: Path) -> bool:
     finally:
         os.close(file)
     return True
-
-
-def _is_held(lock: Path) -> bool:
-    """Whether a process holds the lock of a state folder; makes none."""
-    try:
-        file = os.open(lock, os.O_RDONLY)
-    except FileNotFoundError:
-        return False
-    try:
-        # For an instant and shared: a run that begins at this very moment would be refused.
-        fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(file)
-    return False
 
 
 def _meaning(error: OSError) -> str:

@@ -162,7 +162,13 @@ def _locked_together(folder: Path, *, party: str, role: str) -> BinaryIO:
     """The folder's lock, shared with others; whoever has it alone at first prepares the folder."""
     lock = _opened(folder, LOCK_FILE)
     try:
-        if _takes(lock, fcntl.LOCK_EX):
+        deadline_s = time.monotonic() + _SHORT_S
+        while not _takes(lock, fcntl.LOCK_EX):
+            # Others work in it, or somebody only looks at this very moment.
+            if check_state_folder(folder, party=party, role=role):
+                break
+            _check_soon(deadline_s, folder)
+        else:
             _prepare(folder, party=party, role=role)
         _lock_soon(lock, fcntl.LOCK_SH, folder)
     except BaseException:
@@ -190,15 +196,20 @@ def _opened(folder: Path, name: str) -> BinaryIO:
 
 
 def _lock_soon(lock: BinaryIO, how: int, folder: Path) -> None:
-    """Take a lock that others hold for an instant only. Raises: ParameterError: for longer."""
+    """Take a lock that others hold for an instant only. Raises: FolderInUse: for longer."""
     deadline_s = time.monotonic() + _SHORT_S
     while not _takes(lock, how):
-        if time.monotonic() > deadline_s:
-            raise FolderInUse(
-                f"{folder} is in use by another process of this party; stop it first. Two at once "
-                "would send two different messages in one place"
-            )
-        time.sleep(_LOOK_AGAIN_S)
+        _check_soon(deadline_s, folder)
+
+
+def _check_soon(deadline_s: float, folder: Path) -> None:
+    """Wait before another look. Raises: FolderInUse: there was time enough."""
+    if time.monotonic() > deadline_s:
+        raise FolderInUse(
+            f"{folder} is in use by another process of this party; stop it first. Two at once "
+            "would send two different messages in one place"
+        )
+    time.sleep(_LOOK_AGAIN_S)
 
 
 def _takes(lock: BinaryIO, how: int) -> bool:

@@ -37,3 +37,8 @@ def parse_table(raw: bytes, *, where: str) -> dict[str, Any]:
             f"{where}: not TOML: {error}; a text stands in double quotes, and one with a "
             "backslash in single ones"
         ) from error
+    except (ValueError, RecursionError) as error:
+        # A number of thousands of digits, or lists within lists.
+        raise ParameterError(
+            f"{where}: not TOML that can be read: {type(error).__name__}"
+        ) from error

@@ -13,7 +13,6 @@ from lada_clients.site.gates.policy import (
     PlannedBudget,
     describe_budget,
     describe_plan,
-    legible,
     planned_budget,
 )
 from lada_clients.site.gates.slm import describe_slm
@@ -26,6 +25,7 @@ from lada_secure.models.identity import ModelIdentity
 from lada_secure.privacy.accounting.events import PrivacyEvent
 from lada_secure.privacy.ledger.entries import DecisionEntry
 from lada_secure.privacy.ledger.promises import BudgetPromise
+from lada_secure.screen_text import printable
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +104,7 @@ class ShownPlan:
             verdict,
             *self._decision(),
         )
-        return tuple(map(legible, told))
+        return tuple(map(printable, told))
 
     def to_json(self) -> Mapping[str, Any]:
         """The same for programs: hashes whole, times in UTC."""

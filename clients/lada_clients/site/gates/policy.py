@@ -17,6 +17,7 @@ from lada_secure.privacy.accounting.planning import delta_warnings
 from lada_secure.privacy.ledger.entries import MAX_STATEMENT
 from lada_secure.privacy.ledger.promises import BudgetPromise
 from lada_secure.privacy.ledger.terms import BudgetCaps
+from lada_secure.screen_text import printable
 
 
 def study_caps(plan: StudyPlan, policy: SitePolicy) -> BudgetCaps:
@@ -83,16 +84,7 @@ def plan_faults(
 def plan_statement(plan: StudyPlan) -> str:
     """What stands in the ledger beside a decision: the plan in plain words, without a title that
     could be a terminal's commands."""
-    return legible(" ".join(describe_plan(plan)))[:MAX_STATEMENT]
-
-
-def legible(text: str) -> str:
-    """A text of somebody else's for a person's screen: what is no visible character shows as one.
-
-    A plan's title comes from the coordinator, and may hold a terminal's commands or characters that
-    turn the direction of the line.
-    """
-    return "".join(one if one.isprintable() else "\ufffd" for one in text)
+    return printable(" ".join(describe_plan(plan)))[:MAX_STATEMENT]
 
 
 def describe_plan(plan: StudyPlan) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import generate_texts, greedy_rationales, option_probabilities
 from lada_secure.models.text_model import TextModel
+from lada_secure.screen_text import printable
 
 MAX_QUESTION_CHARACTERS = 100_000
 # Where nobody says how many; at most half of what the model takes.
@@ -131,14 +132,13 @@ def table_of(replies: list[Reply]) -> Table:
     table.add_column("")
     for one in replies:
         table.add_column(one.name)
-    table.add_row("answer", *(_printable(one.answer or "(none can be read)") for one in replies))
+    table.add_row(
+        "answer", *(printable(one.answer or "(none can be read)", lines=True) for one in replies)
+    )
     for choice in replies[0].probabilities or replies[-1].probabilities:
         shares = (one.probabilities.get(choice) for one in replies)
-        table.add_row(_printable(choice), *("-" if one is None else f"{one:.1%}" for one in shares))
-    table.add_row("what it writes", *(_printable(one.path) for one in replies))
+        table.add_row(
+            printable(choice, lines=True), *("-" if one is None else f"{one:.1%}" for one in shares)
+        )
+    table.add_row("what it writes", *(printable(one.path, lines=True) for one in replies))
     return table
-
-
-def _printable(text: str) -> str:
-    """Text that moves no cursor and colours nothing: a model may write any character."""
-    return "".join(one if one.isprintable() or one == "\n" else "\ufffd" for one in text)

@@ -28,6 +28,7 @@ from lada_secure.models.adapters import load_lora, save_as_lora
 from lada_secure.models.fingerprints import TEMPLATE_FILES, TOKENIZER_FILES
 from lada_secure.models.loading import LanguageModel, quiet_transformers
 from lada_secure.models.placement import Placement
+from lada_secure.storage.whole_files import write_atomically
 
 CARD: Final = "README.md"
 PROVENANCE: Final = "lada.json"
@@ -244,9 +245,8 @@ def _write_card(
 ) -> None:
     example = study.plan.form.prompt("QUESTION", ("FIRST", "SECOND"))
     text = card_text(facts, measured, example=example)
-    (folder / CARD).write_text(text, "utf-8")
-    if measured is not None:
-        (folder / CARD).chmod(0o600)
+    mode = 0o644 if measured is None else 0o600
+    write_atomically(folder / CARD, text.encode("utf-8"), mode=mode)
 
 
 def _sha256(path: Path) -> str:

@@ -15,7 +15,7 @@ from lada_clients.site.approval import DecisionRefused
 from lada_clients.site.decision_notes import MAX_REASON, DecisionNotes, check_reason
 from lada_clients.site.decisions import _check_read, _person
 from lada_clients.site.gates.files import SiteFiles
-from lada_clients.site.gates.policy import legible, plan_statement
+from lada_clients.site.gates.policy import plan_statement
 from lada_clients.site.settings import SitePolicy, SiteSettings, SlmSettings
 from lada_clients.site.shown_plan import ShownPlan
 from lada_secure.data.records import RecordFile, pool_hash
@@ -24,6 +24,7 @@ from lada_secure.method.mechanisms import planned_epsilon, planned_events
 from lada_secure.privacy.accounting.accountant import epsilon
 from lada_secure.privacy.accounting.events import GaussianEvent
 from lada_secure.privacy.ledger.entries import DecisionEntry
+from lada_secure.screen_text import printable
 
 NOW = datetime(2026, 5, 4, 12, 0, tzinfo=UTC)
 PLAN = make_plan(
@@ -148,7 +149,7 @@ def test_a_title_cannot_command_a_terminal_or_turn_a_line() -> None:
         assert "\x1b" not in text
         assert "\u202e" not in text
         assert "Hearts\ufffd[2J\ufffdevil\ufffd" in text
-    assert legible("Zoë, 김, naïve – yes") == "Zoë, 김, naïve – yes"
+    assert printable("Zoë, 김, naïve – yes") == "Zoë, 김, naïve – yes"
 
 
 def settings(folder: Path) -> SiteSettings:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from pathlib import Path
 
@@ -15,7 +16,13 @@ from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.tiny_models import build_tiny_model
 from lada_secure.errors import ParameterError
 from lada_secure.models.evaluation import greedy_rationales
-from lada_secure.models.loading import LanguageModel, load_folder, load_language_model, wrap_model
+from lada_secure.models.loading import (
+    LanguageModel,
+    check_architecture,
+    load_folder,
+    load_language_model,
+    wrap_model,
+)
 
 TINY = build_federation("tiny", sites=3, seed=0)
 
@@ -78,6 +85,21 @@ def test_a_truncated_file_and_a_strange_tokenizer_are_one_sentence(
     tokenizer.write_text(tokenizer.read_text().replace('"WordLevel"', '"WordLevelNext"'))
     with pytest.raises(ParameterError, match="not a readable model folder"):
         load_folder(folder, name="broken")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"hidden_size": "x"}, {"num_attention_heads": 0}, {"architectures": 5}, {"dtype": "nope"}],
+    ids=str,
+)
+def test_a_configuration_of_strange_values_is_one_sentence(
+    tiny_slm: LanguageModel, tmp_path: Path, changes: dict[str, object]
+) -> None:
+    folder = copy_of(tiny_slm, tmp_path / "strange")
+    config = folder / "config.json"
+    config.write_text(json.dumps({**json.loads(config.read_text()), **changes}))
+    with pytest.raises(ParameterError):
+        check_architecture(folder)
 
 
 def test_a_family_without_position_embeddings_has_our_limit(tiny_slm: LanguageModel) -> None:

@@ -39,7 +39,6 @@ def test_where_no_nameless_file_can_be_made_only_what_is_there_is_asked(
         raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
     monkeypatch.setattr(os, "open", refuse)
-    monkeypatch.setattr("lada_secure.storage.disk_trial._is_held", lambda _: False)
     assert not try_disk(tmp_path, key="state_dir").tried
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from lada_secure.errors import ParameterError, TransportError
 from lada_secure.storage.state_folder import (
+    LOCK_FILE,
     check_schema_version,
     check_state_folder,
     held_folder,
@@ -163,3 +164,14 @@ def test_a_file_system_without_locks_is_named_as_such(tmp_path, monkeypatch):
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with pytest.raises(TransportError, match="cannot be locked: No locks available"):
         hold(tmp_path).__enter__()
+
+
+def test_somebody_who_only_looks_keeps_nobody_from_preparing_the_folder(tmp_path):
+    (tmp_path / LOCK_FILE).touch()
+    with (tmp_path / LOCK_FILE).open("rb") as looking:
+        fcntl.flock(looking, fcntl.LOCK_SH)
+        timer = threading.Timer(0.3, lambda: fcntl.flock(looking, fcntl.LOCK_UN))
+        timer.start()
+        with shared_state_folder(tmp_path, party="bank", role="site", work="a"):
+            assert check_state_folder(tmp_path, party="bank", role="site")
+        timer.join()
