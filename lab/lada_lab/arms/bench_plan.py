@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -33,12 +34,12 @@ class BenchDraw:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BenchTask:
-    """What is left to do in one world at one epsilon."""
+    """What is left to do of one draw in one world at one epsilon."""
 
     point: Point
     seed: int
     epsilon: float
-    draws: tuple[BenchDraw, ...]
+    draw: BenchDraw
     settings: LabSettings
     cache_dir: Path
 
@@ -75,38 +76,43 @@ class BenchPlan:
         return tuple(arm for arm in self.arms if epsilon == largest or not arm.ablation)
 
     def tasks(self, runs: Runs, cache_dir: Path) -> list[BenchTask]:
-        """What is left of it, by seed and point and, within these, largest epsilon first."""
+        """What is left of it: by draw, largest epsilon first, then by seed and point.
+
+        So an interrupted benchmark has all its worlds before a second draw of any.
+        """
         tasks = []
-        for seed in self.seeds:
-            for point, settings in self.points.items():
-                for epsilon in sorted(set(self.epsilons), reverse=True):
-                    draws = self._draws_left(runs, point, seed, epsilon)
-                    if draws:
-                        tasks.append(
-                            BenchTask(
-                                point=point,
-                                seed=seed,
-                                epsilon=epsilon,
-                                draws=draws,
-                                settings=settings,
-                                cache_dir=cache_dir,
-                            )
-                        )
+        order = itertools.product(
+            range(1, self.draws + 1),
+            sorted(set(self.epsilons), reverse=True),
+            self.seeds,
+            self.points.items(),
+        )
+        for number, epsilon, seed, (point, settings) in order:
+            draw = self._draw_left(runs, point, seed, epsilon, number)
+            if draw is not None:
+                tasks.append(
+                    BenchTask(
+                        point=point,
+                        seed=seed,
+                        epsilon=epsilon,
+                        draw=draw,
+                        settings=settings,
+                        cache_dir=cache_dir,
+                    )
+                )
         return tasks
 
-    def _draws_left(
-        self, runs: Runs, point: Point, seed: int, epsilon: float
-    ) -> tuple[BenchDraw, ...]:
-        draws = []
-        for number in range(1, self.draws + 1):
-            keys = {
-                RunKey(point, arm.name, epsilon, seed, number): arm for arm in self.arms_at(epsilon)
-            }
-            left = {key: arm for key, arm in keys.items() if key not in runs.known}
-            if left:
-                releases = runs.releases(next(iter(left)))
-                draws.append(BenchDraw(number=number, arms=tuple(left.values()), releases=releases))
-        return tuple(draws)
+    def _draw_left(
+        self, runs: Runs, point: Point, seed: int, epsilon: float, number: int
+    ) -> BenchDraw | None:
+        keys = {
+            RunKey(point, arm.name, epsilon, seed, number): arm for arm in self.arms_at(epsilon)
+        }
+        left = {key: arm for key, arm in keys.items() if key not in runs.known}
+        if not left:
+            return None
+        releases = runs.releases(next(iter(left)))
+        return BenchDraw(number=number, arms=tuple(left.values()), releases=releases)
 
     def order(self, run: Run) -> tuple[float, ...]:
         """To sort runs: by point, condition, epsilon from the largest, seed and draw."""

@@ -32,13 +32,12 @@ Done: TypeAlias = tuple[Run, Releases | None]
 def run_task(task: BenchTask) -> Iterator[Done]:
     """Simulate the arms of one task, one after the other; a line of progress per round."""
     prepared = prepare(task.settings, seed=task.seed, cache_dir=task.cache_dir)
-    laboratory = Laboratory.open(prepared, task.settings)
-    for draw in task.draws:
-        laboratory = laboratory.redrawn(draw.releases)
-        for number, arm in enumerate(draw.arms, start=1):
-            outcome = laboratory.simulate(arm, epsilon=task.epsilon, progress=_tell)
-            run = Run(point=task.point, draw=draw.number, outcome=outcome)
-            yield run, laboratory.releases if number < len(draw.arms) else None
+    laboratory = Laboratory.open(prepared, task.settings).redrawn(task.draw.releases)
+    arms = task.draw.arms
+    for number, arm in enumerate(arms, start=1):
+        outcome = laboratory.simulate(arm, epsilon=task.epsilon, progress=_tell)
+        run = Run(point=task.point, draw=task.draw.number, outcome=outcome)
+        yield run, laboratory.releases if number < len(arms) else None
 
 
 def _tell(text: str) -> None:
@@ -145,7 +144,7 @@ def run_allocation(
     if jobs < 1:
         raise ParameterError(f"jobs: expected at least 1, got {jobs}")
     tasks = plan.tasks(runs, cache_dir)
-    left = sum(len(draw.arms) for task in tasks for draw in task.draws)
+    left = sum(len(task.draw.arms) for task in tasks)
     if runs.known:
         progress(f"{len(runs.known)} runs are there already, {left} are left")
     if jobs > 1:

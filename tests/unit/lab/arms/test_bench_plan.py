@@ -36,13 +36,21 @@ def test_tasks_share_a_world_and_ablations_run_at_the_largest_epsilon_alone() ->
     wanted = plan("random", "lada-secure", "no-screen", epsilons=(1.0, 8.0), draws=2)
     tasks = wanted.tasks(Runs(), HERE)
     found = {
-        (one.seed, one.epsilon): [[arm.name for arm in draw.arms] for draw in one.draws]
+        (one.seed, one.epsilon, one.draw.number): [arm.name for arm in one.draw.arms]
         for one in tasks
     }
-    assert found[5, 8.0] == [["random", "lada-secure", "no-screen"]] * 2
-    assert found[5, 1.0] == [["random", "lada-secure"]] * 2
-    assert len(found) == len(tasks) == 4
-    assert [draw.number for draw in tasks[0].draws] == [1, 2]
+    assert len(found) == len(tasks) == 8
+    for number in (1, 2):
+        assert found[5, 8.0, number] == ["random", "lada-secure", "no-screen"]
+        assert found[5, 1.0, number] == ["random", "lada-secure"]
+
+
+def test_every_world_is_run_before_a_second_draw_of_any() -> None:
+    tasks = plan("random", epsilons=(1.0, 8.0), draws=2).tasks(Runs(), HERE)
+    assert [(one.draw.number, one.epsilon, one.seed) for one in tasks] == [
+        *((1, 8.0, 4), (1, 8.0, 5), (1, 1.0, 4), (1, 1.0, 5)),
+        *((2, 8.0, 4), (2, 8.0, 5), (2, 1.0, 4), (2, 1.0, 5)),
+    ]
 
 
 def test_what_is_there_is_not_run_again() -> None:
@@ -53,18 +61,17 @@ def test_what_is_there_is_not_run_again() -> None:
         for name in names:
             runs.keep(made_up_run(name, seed, [0.5], draw=2, point=points[1]), None)
     left = [
-        (one.seed, one.point[0][1], draw.number, [arm.name for arm in draw.arms])
+        (one.draw.number, one.seed, one.point[0][1], [arm.name for arm in one.draw.arms])
         for one in wanted.tasks(runs, HERE)
-        for draw in one.draws
     ]
     assert left == [
-        (4, "1", 1, ["random", "paper"]),
-        (4, "1", 2, ["random", "paper"]),
-        (4, "2", 1, ["random", "paper"]),
-        (5, "1", 1, ["random", "paper"]),
-        (5, "1", 2, ["random", "paper"]),
-        (5, "2", 1, ["random", "paper"]),
-        (5, "2", 2, ["paper"]),
+        (1, 4, "1", ["random", "paper"]),
+        (1, 4, "2", ["random", "paper"]),
+        (1, 5, "1", ["random", "paper"]),
+        (1, 5, "2", ["random", "paper"]),
+        (2, 4, "1", ["random", "paper"]),
+        (2, 5, "1", ["random", "paper"]),
+        (2, 5, "2", ["paper"]),
     ]
 
 

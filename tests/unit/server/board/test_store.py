@@ -297,7 +297,7 @@ def test_a_board_keeps_to_the_roster_it_was_opened_with(board_in, tmp_path, stud
     with board_in(tmp_path, study):
         pass
     with (
-        pytest.raises(ParameterError, match="a new roster needs a new state_dir"),
+        pytest.raises(ParameterError, match="a new roster needs a new study"),
         board_in(tmp_path, make_study()),
     ):
         pass
