@@ -10,7 +10,7 @@ from pydantic import Field
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
 from lada_clients.net.failures import tell_failed, written_state
-from lada_clients.net.following import follow
+from lada_clients.net.following import follow, take_part_once
 from lada_clients.net.outcomes import Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import study_folder
@@ -43,32 +43,34 @@ class AuditorSettings(DiallingSettings):
     epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
 
 
-def run_auditor(settings_path: Path, *, turn: Turn | None = None) -> None:
+def run_auditor(settings_path: Path) -> None:
     """Serve the coordinator's study until it ends; evidence is exported even where it failed.
 
-    Args: turn: of a follower; by default this is the only one.
     Raises: ParameterError: settings, roster or identity are wrong. StudyFailed.
     """
     begin_logs(settings_path)
+    take_part_once(lambda turn: _one_study(settings_path, turn))
+
+
+def follow_auditor(settings_path: Path) -> None:
+    """Serve one study after the other; see `following.follow`."""
+    begin_logs(settings_path)
+    follow(lambda turn: _one_study(settings_path, turn))
+
+
+def _one_study(settings_path: Path, turn: Turn) -> None:
     settings = read_settings(settings_path, AuditorSettings)
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
     with written_state(settings, role="auditor", pinned=settings.roster_sha256):
         sweep_parts(settings.export_dir)
         with joined_study(settings, pinned=settings.roster_sha256) as participant:
-            turn = turn or Turn()
             turn.begin(
                 participant,
                 outdated=lambda: read_settings(settings_path, AuditorSettings) != settings,
             )
             with working_folder(participant, turn):
                 _serve(settings, participant)
-
-
-def follow_auditor(settings_path: Path) -> None:
-    """Serve one study after the other; see `following.follow`."""
-    begin_logs(settings_path)
-    follow(lambda turn: run_auditor(settings_path, turn=turn))
 
 
 def _serve(settings: AuditorSettings, participant: Participant) -> None:

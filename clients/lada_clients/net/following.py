@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import ClassVar, Final, TypeAlias
 
-from lada_clients.net.outcomes import Turn, read_outcome
+from lada_clients.net.outcomes import Outdated, Turn, read_outcome
 from lada_clients.net.participant import Participant
 from lada_clients.net.study_folder import study_folder
 from lada_clients.net.transport import RefusedByBoard
@@ -61,12 +61,6 @@ class _OverHere(LadaError):
     code = "over_here"
 
 
-class _Outdated(LadaError):
-    """The settings that this turn began with are not those on disk any more."""
-
-    code = "outdated"
-
-
 @dataclass(slots=True)
 class _Following:
     """What a follower is doing. study: that it takes part in now; empty while it waits."""
@@ -102,7 +96,7 @@ class _FollowedTurn(Turn):
     doing: _Following = field(compare=False)
 
     def begin(self, participant: Participant, *, outdated: Callable[[], bool]) -> None:
-        """Raises: _OverHere: this party has ended the study already. _Outdated."""
+        """Raises: _OverHere: this party has ended the study already. Outdated."""
         plan = participant.plan
         folder = study_folder(participant.outbox.folder, plan.study_id, plan.hash)
         ended = read_outcome(folder)
@@ -110,12 +104,21 @@ class _FollowedTurn(Turn):
             # A coordinator that was started again waits for everybody to have read its board.
             participant.say_goodbye()
             raise _OverHere(f"study {plan.study_id} is over here: {ended.state}")
-        if outdated():
-            # They may have been read long before this plan came. What people have written since,
-            # a lower cap say, holds for it.
-            raise _Outdated("settings have changed")
+        Turn.begin(self, participant, outdated=outdated)
         self.doing.study, self.doing.waiting = plan.study_id, False
         LOG.info("study %s, plan %s: taking part", plan.study_id, plan.hash[:12])
+
+
+def take_part_once(take_part: TakePart) -> None:
+    """Take part in the coordinator's study, as somebody starts it by hand.
+
+    Args: take_part: as for `follow`, with what it raises.
+    """
+    while True:
+        try:
+            return take_part(Turn())
+        except Outdated as error:
+            LOG.warning("%s; they are read again", error)
 
 
 def follow(take_part: TakePart) -> None:
@@ -151,7 +154,8 @@ def _one_turn(take_part: TakePart, doing: _Following) -> float:
     doing.study = ""
     try:
         take_part(_FollowedTurn(doing))
-    except _Outdated:
+    except Outdated as error:
+        LOG.info("%s; they are read again", error)
         return 0.0
     except _OverHere as error:
         return doing.pause_s(str(error), first_s=FIRST_LOOK_S, longest_s=LONGEST_LOOK_S)

@@ -32,6 +32,15 @@ class LeftStudy(StudyFailed):
     """This party's own people have taken it out of the study."""
 
 
+class Outdated(LadaError):
+    """The settings that a party began with are not those on disk any more.
+
+    Nothing is wrong, and nothing was spent: it begins again with what is there now.
+    """
+
+    code = "outdated"
+
+
 @dataclass(frozen=True, slots=True)
 class Turn:
     """One time of taking part, as somebody starts it by hand: the same command goes on after it.
@@ -44,10 +53,14 @@ class Turn:
     over: ClassVar[tuple[type[LadaError], ...]] = (StudyFailed,)
 
     def begin(self, participant: Participant, *, outdated: Callable[[], bool]) -> None:
-        """Told once the plan is known, before anything is done about it; may raise.
+        """Told once the plan is known, before anything is done about it.
 
         Args: outdated: whether the party's settings were changed since they were read.
+        Raises: Outdated: they may have been read long before this plan came; what people have
+            written since, a lower cap say, holds for it.
         """
+        if outdated():
+            raise Outdated("settings were changed since they were read")
 
 
 def read_outcome(folder: Path) -> StudyOutcome | None:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Final, NoReturn
 
-from lada_clients.net.outcomes import LeftStudy
+from lada_clients.net.outcomes import LeftStudy, Outdated
 from lada_clients.net.participant import Participant
 from lada_clients.site.approval import (
     DecisionRefused,
@@ -54,6 +54,7 @@ class PlanReview:
     policy: SitePolicy
     book: LedgerBook
     now: Callable[[], datetime]
+    outdated: Callable[[], bool]
 
     @property
     def _plan(self) -> StudyPlan:
@@ -64,13 +65,17 @@ class PlanReview:
 
         Waits for people where the policy asks for one, to the deadline of the plan.
 
-        Returns: False where the study ended meanwhile. Raises: StudyFailed: this site refuses.
+        Returns: False where the study ended meanwhile.
+        Raises: StudyFailed: this site refuses. Outdated: people have changed settings or policy
+            while they decided; what they decided stands.
         """
         self._check_policy()
         if self.policy.approval == "person" and self._stands() == "undecided":
             if not self._await_people():
                 return False
             # That may have taken days.
+            if self.outdated():
+                raise Outdated("settings or policy were changed while people here decided")
             self._check_policy()
         self._check_people()
         return True

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import logging
 import secrets
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
 from lada_clients.net.failures import tell_failed, written_state
-from lada_clients.net.following import follow
-from lada_clients.net.outcomes import Turn, working_folder
+from lada_clients.net.following import follow, take_part_once
+from lada_clients.net.outcomes import Outdated, Turn, working_folder
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, SiteFiles, check_files, file_digests
@@ -31,30 +31,41 @@ LOG = logging.getLogger(__name__)
 FINGERPRINT_KEY_BYTES = 32
 
 
-def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
+def run_site(settings_path: Path) -> None:
     """Take part in the coordinator's study until it ends.
 
-    Args: turn: of a follower; by default this is the only one.
     Raises: ParameterError: settings, policy, roster, identity or records are wrong.
         StudyFailed: refused, or given up by the coordinator.
     """
     begin_logs(settings_path)
+    take_part_once(lambda turn: _one_study(settings_path, turn))
+
+
+def follow_site(settings_path: Path) -> None:
+    """Take part in one study after the other; see `following.follow`."""
+    begin_logs(settings_path)
+    follow(lambda turn: _one_study(settings_path, turn))
+
+
+def _one_study(settings_path: Path, turn: Turn) -> None:
     settings, policy = read_site_settings(settings_path)
     digests = file_digests(settings)
     files = check_files(settings, policy)
+
+    def outdated() -> bool:
+        return read_site_settings(settings_path) != (settings, policy)
+
     # A folder is marked as ours only where the certificates say that we are who the settings name.
     settings.credentials()
-    turn = turn or Turn()
     with (
         written_state(settings, role="site", pinned=policy.roster_sha256, work=settings.work),
         _joined(settings, policy) as participant,
     ):
-        turn.begin(
-            participant,
-            outdated=lambda: read_site_settings(settings_path) != (settings, policy),
-        )
+        turn.begin(participant, outdated=outdated)
         try:
-            _take_part(participant, settings, policy, files, digests, turn)
+            _take_part(participant, settings, policy, files, digests, turn, outdated)
+        except Outdated:
+            raise
         except Exception as error:
             # A defect as well: the others wait for this site, and may know that it is gone.
             if isinstance(error, LadaError):
@@ -66,12 +77,6 @@ def run_site(settings_path: Path, *, turn: Turn | None = None) -> None:
         participant.say_goodbye()
 
 
-def follow_site(settings_path: Path) -> None:
-    """Take part in one study after the other; see `following.follow`."""
-    begin_logs(settings_path)
-    follow(lambda turn: run_site(settings_path, turn=turn))
-
-
 def _take_part(
     participant: Participant,
     settings: SiteSettings,
@@ -79,6 +84,7 @@ def _take_part(
     files: SiteFiles,
     digests: Mapping[str, str],
     turn: Turn,
+    outdated: Callable[[], bool],
 ) -> None:
     # Imported here: the libraries of models take seconds, and a refusal should not.
     from lada_clients.site.memory import SiteMemory
@@ -107,6 +113,7 @@ def _take_part(
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder),
             now=_now,
+            outdated=outdated,
             display=display,
         ).run()
         _tell_traffic(participant)

@@ -51,7 +51,11 @@ LOG = logging.getLogger(__name__)
 
 @dataclass(slots=True, kw_only=True)
 class Site:
-    """One study at one site. display: the screen that shows its training."""
+    """One study at one site.
+
+    Attributes: outdated: whether `settings` and `policy` are not those on disk any more.
+        display: the screen that shows its training.
+    """
 
     participant: Participant
     settings: SiteSettings
@@ -62,6 +66,7 @@ class Site:
     secrets: SecretFolder
     memory: SiteMemory
     now: Callable[[], datetime]
+    outdated: Callable[[], bool]
     display: TrainingDisplay
     _exchanges: SiteExchanges = field(init=False)
     _ledger: ShownLedger = field(init=False)
@@ -76,13 +81,18 @@ class Site:
     @property
     def _plan_review(self) -> PlanReview:
         return PlanReview(
-            participant=self.participant, policy=self.policy, book=self.book, now=self.now
+            participant=self.participant,
+            policy=self.policy,
+            book=self.book,
+            now=self.now,
+            outdated=self.outdated,
         )
 
     def run(self) -> None:
         """Take part in the study to its end.
 
         Raises: StudyFailed: the coordinator gave up, or this site refused the plan or withdrew.
+            Outdated: settings or policy were changed while people here decided.
         """
         me = self.participant
         me.sync()

@@ -18,7 +18,7 @@ import pytest
 from protocol_world import MemoryBoard, make_cast, make_participant, make_plan, signed
 
 from lada_clients.net import following
-from lada_clients.net.following import follow
+from lada_clients.net.following import follow, take_part_once
 from lada_clients.net.outcomes import Turn, read_outcome, working_folder
 from lada_clients.net.participant import Participant
 from lada_clients.net.transport import RefusedByBoard
@@ -223,6 +223,21 @@ def test_settings_that_changed_while_it_waited_are_read_again_before_a_study(
     with pytest.raises(_Enough):
         follow(take_part)
     assert (studies.taken, paused) == (["study-1"], [0, 0, 2])
+
+
+def test_a_study_started_by_hand_begins_with_the_settings_that_are_there_then(
+    tmp_path: Path,
+) -> None:
+    studies = Studies(tmp_path)
+    studies.outdated = 2
+    begun: list[Turn] = []
+
+    def take_part(turn: Turn) -> None:
+        begun.append(turn)
+        studies.take_part(turn)
+
+    take_part_once(take_part)
+    assert (len(begun), studies.taken) == (3, ["study-1"])
 
 
 def test_a_study_started_by_hand_is_not_over_where_others_stopped_it(tmp_path: Path) -> None:

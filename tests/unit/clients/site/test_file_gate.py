@@ -364,6 +364,7 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
             secrets=SecretFolder(folder=tmp_path / "secrets"),
             memory=learner.memory,
             now=lambda: datetime(2026, 2, 1, 12, tzinfo=UTC),
+            outdated=lambda: False,
             display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
             _learner=learner,
         )

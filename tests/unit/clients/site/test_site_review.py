@@ -23,6 +23,7 @@ from protocol_world import (
 from rich.console import Console
 from slm_files import write_slm, write_weights
 
+from lada_clients.net.outcomes import Outdated
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.gates.files import RecordFiles, RecordsChanged, SiteFiles, file_digests
 from lada_clients.site.gates.policy import study_caps
@@ -137,6 +138,7 @@ def _reviewing(folder: Path, *, cap: float, earlier_rounds: int = 0) -> Reviewin
         secrets=SecretFolder(folder=folder / "secrets"),
         memory=SiteMemory(folder=me.open_folder()),
         now=lambda: NOW,
+        outdated=lambda: False,
         display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
     )
     return Reviewing(site=site, book=book, board=board)
@@ -368,6 +370,19 @@ def test_a_site_waits_until_another_process_has_approved(
     assert _decisions(found) == [("approve", "A. Meyer, DPO")]
     assert "study study-1 waits for a person here until" in caplog.text
     assert "`lada site refuse study-1`" in caplog.text
+
+
+def test_a_policy_that_people_change_while_they_decide_is_read_before_anything_is_promised(
+    tmp_path: Path,
+) -> None:
+    found = _asking_people(tmp_path, at_5=lambda one: _person(one, "approve"))
+    found.site.outdated = lambda: _decisions(found) != []
+    with pytest.raises(Outdated, match="while people here decided"):
+        found.site._review()
+    # Nobody was told anything, and the decision stands for whoever begins again.
+    assert found.posted(Kind.ACCEPTANCE) is found.posted(Kind.REFUSAL) is None
+    assert found.book.promised(now=NOW, besides="") == ()
+    assert _decisions(found) == [("approve", "A. Meyer, DPO")]
 
 
 def test_an_approval_that_was_there_before_is_not_waited_for(tmp_path: Path) -> None:
