@@ -153,6 +153,7 @@ $(LOWEST)/.installed: $(STAMP) tests/lowest_versions.py
 # An inference server that nobody here wrote, built from its source in an environment of its own
 # (cmake and a compiler; ten minutes on two cores), and the tests that need it.
 LLAMA := .venv-endpoint
+LLAMA_VERSION := 0.3.36
 LLAMA_PIP = $(LLAMA)/bin/python -m pip --disable-pip-version-check
 
 endpoint-test: setup $(LLAMA)/.installed
@@ -160,8 +161,15 @@ endpoint-test: setup $(LLAMA)/.installed
 
 $(LLAMA)/.installed: Makefile
 	$(PYTHON) -m venv $(LLAMA)
-	CMAKE_BUILD_PARALLEL_LEVEL=$(WORKERS) $(LLAMA_PIP) install --no-binary llama-cpp-python \
-	  'llama-cpp-python[server]==0.3.36'
+	$(LLAMA_PIP) download --no-deps --no-binary llama-cpp-python --dest $(LLAMA)/src \
+	  'llama-cpp-python==$(LLAMA_VERSION)'
+	CMAKE_BUILD_PARALLEL_LEVEL=$(WORKERS) $(LLAMA_PIP) install \
+	  "$(LLAMA)/src/llama_cpp_python-$(LLAMA_VERSION).tar.gz[server]"
+	mkdir -p $(LLAMA)/converters
+	tar -xzf $(LLAMA)/src/llama_cpp_python-$(LLAMA_VERSION).tar.gz -C $(LLAMA)/converters \
+	  --strip-components 3 --wildcards '*/vendor/llama.cpp/convert_*.py' \
+	  '*/vendor/llama.cpp/conversion' '*/vendor/llama.cpp/gguf-py'
+	$(LLAMA_PIP) install --no-deps --target $(LLAMA)/converters/libraries 'sentencepiece>=0.2,<0.3'
 	@touch $@
 
 # Federation engines that share an environment with this project. pip picks versions of everything,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -61,10 +62,19 @@ def records(count: int, *, first: int = 0, name: str = "r") -> list[Record]:
     ]
 
 
-def write_site(root: Path, *, family: str = "Llama", dtype: str = "float32") -> Path:
-    """Settings, policy, roster, model and records of a site. Returns: its settings file."""
+def write_site(
+    root: Path, *, family: str = "Llama", dtype: str = "float32", slm: Path | None = None
+) -> Path:
+    """Settings, policy, roster, model and records of a site.
+
+    Args: slm: a model's folder to copy; by default a tiny one of the family is made.
+    Returns: its settings file.
+    """
     cast = make_cast()
-    family_folder(family, root / "cache" / "slm")
+    if slm is None:
+        family_folder(family, root / "cache" / "slm")
+    else:
+        shutil.copytree(slm, root / "cache" / "slm")
     (root / "roster.json").write_bytes(cast.roster.to_bytes())
     policy = site_policy(population=POPULATION, roster_sha256=cast.roster.hash)
     table = policy.model_dump(mode="json", exclude_none=True, exclude={"model"})

