@@ -43,7 +43,7 @@ def run_server(settings_path: Path) -> None:
     """
     begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
-    with _opened(settings) as opened, opened.telling(), _served(settings, opened):
+    with _opened(settings) as opened, opened.telling(), _served(opened):
         # Imported here: libraries of models take seconds, and callers are heard by now.
         from lada_server.study.running import run_study
 
@@ -169,8 +169,10 @@ def server_studies(settings_path: Path) -> tuple[str, tuple[KnownStudy, ...]]:
 
 
 @contextmanager
-def _served(settings: ServerSettings, opened: _Opened) -> Iterator[None]:
+def _served(opened: _Opened) -> Iterator[None]:
     """Answer callers, and show what others may see: the status file, and the monitor if named."""
+    # The study's own: from the second study on it is not the state folder itself.
+    settings = opened.settings
     folder = settings.state_dir
     with ExitStack() as ends:
         running = start_server(

@@ -9,18 +9,23 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from contextlib import closing
 from pathlib import Path
 
 import pytest
-from served_board import chunk, raw_stub, refusal, serving
+from protocol_world import make_plan
+from served_board import chunk, coordinator_identity, raw_stub, refusal, serving
 from typer.testing import CliRunner
 
 from lada_protocol.events import EVENTS_FILE, EventLog, Failed, Finished, StepFinished, StepStarted
 from lada_protocol.rounds.tasks import Wait
 from lada_secure.errors import ParameterError
+from lada_server.board.store import BoardStore
 from lada_server.commands import app
+from lada_server.runner import _Opened, _served
 from lada_server.settings import ServerSettings
 from lada_server.study.monitor import Monitored, monitoring
+from lada_server.study.places import PLAN_FILE, settings_of_study
 from lada_server.study.status import STATUS_FILE, Status, keep_status_file, read_status
 
 
@@ -111,6 +116,27 @@ def test_status_tells_who_is_there_who_spoke_last_and_who_is_waited_for(study, t
     assert not after.running
     assert party(after, "bank").connected is None
     assert party(after, "bank").last_message == party(found, "bank").last_message
+
+
+def test_a_running_coordinator_is_seen_in_its_second_study_too(study, tmp_path):
+    (tmp_path / PLAN_FILE).write_bytes(make_plan().to_bytes())
+    settings = settings_of_study(settings_of(study, tmp_path), "study-2")
+    settings.state_dir.mkdir(parents=True)
+    store = BoardStore(
+        settings.database_url, payload_dir=settings.state_dir / "payloads", roster=study.roster
+    )
+    opened = _Opened(
+        settings=settings,
+        study_settings=None,
+        pool=(),
+        store=store,
+        identity=coordinator_identity(study),
+        events=events_in(settings.state_dir),
+    )
+    with closing(store), _served(opened):
+        wait_until(lambda: read_status(settings, study.roster, now_s=time.time()).running)
+    # Nothing of it lies where the first study is.
+    assert {path.name for path in tmp_path.iterdir()} == {PLAN_FILE, "studies"}
 
 
 def test_status_tells_until_when_people_may_decide(study, tmp_path, monkeypatch):
