@@ -9,7 +9,7 @@ from typing import Final
 
 from lada_clients.auditor.runner import AuditorSettings, export_folder
 from lada_clients.auditor.service import plan_faults
-from lada_clients.net.reaching import coordinator_found
+from lada_clients.net.reaching import coordinator_found, proposed_plan
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_checks import (
@@ -43,6 +43,7 @@ class AuditorChecks:
     def __init__(self, file: Path, request: Request) -> None:
         self._file = file
         self._request = request
+        self._coordinator_answers = False
 
     @cached_property
     def settings(self) -> AuditorSettings:
@@ -56,8 +57,12 @@ class AuditorChecks:
 
     @cached_property
     def plan(self) -> StudyPlan | None:
-        """The plan that was named."""
-        return None if self._request.plan is None else read_plan(self._request.plan)
+        """The plan that was named, else the one that is proposed now, if the coordinator answers."""
+        if self._request.plan is not None:
+            return read_plan(self._request.plan)
+        if not self._coordinator_answers:
+            return None
+        return proposed_plan(self.settings, pinned=self.settings.roster_sha256)
 
     def entries(self) -> tuple[Check, ...]:
         """In the order in which an auditor would stumble over them."""
@@ -87,7 +92,9 @@ class AuditorChecks:
         yield disk_found(self.settings)
 
     def _coordinator(self) -> Iterator[Found]:
-        yield from coordinator_found(self.settings, self.roster)
+        for found in coordinator_found(self.settings, self.roster):
+            self._coordinator_answers = found.level == "ok"
+            yield found
 
     def _roster(self) -> Iterator[Found]:
         yield roster_found(self.roster, pinned=True)
@@ -102,7 +109,7 @@ class AuditorChecks:
     def _plan(self) -> Iterator[Found]:
         plan, settings = self.plan, self.settings
         if plan is None:
-            yield unneeded("no --plan is named")
+            yield unneeded("no --plan is named, and none is proposed")
             return
         against = plan_faults(
             plan, min_cohort=settings.min_cohort, epsilon_cap=settings.epsilon_cap

@@ -108,7 +108,7 @@ class Participant:
                     f"no study plan from {self.roster.coordinator.id} within {wait_s:.0f} s; "
                     "is the coordinator running?"
                 )
-            early += self._list(LONG_POLL_S)
+            early += self._list(min(LONG_POLL_S, max(0.0, deadline - time.monotonic())))
         header, raw = plans[-1].header, self.client.fetch(plans[-1])
         plan = parse_plan(raw)
         if (header.plan_hash, header.study_id) != (sha256_hex(raw), plan.study_id):

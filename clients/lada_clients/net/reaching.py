@@ -1,22 +1,29 @@
-"""Whether the coordinator can be reached from here, for `lada check`: dialled, and hung up on.
+"""Whether the coordinator can be reached from here, and what it proposes, for `lada check`.
 
-The way is that of a run: proxy, TLS, and the certificate against the roster. No message is sent.
+The way is that of a run: proxy, TLS, and the certificate against the roster. The board is read at
+most; no message is sent, and nothing is written here.
 """
 
 from __future__ import annotations
 
 import socket
+import time
 from collections.abc import Iterator
 from typing import Final
 
 from lada_clients.net.connection import Endpoint, HungUp, NotNow, proxy_for, see_coordinator
+from lada_clients.net.participant import joined_study
+from lada_protocol.events import EventLog
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import DiallingSettings, LiveIdentity
+from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.limits import join_address, split_address
 from lada_secure.check.running import Found, fault, fine, unneeded, warn
+from lada_secure.errors import TransportError
 
 # Somebody waits for the answer, and the network has it at once or hardly at all.
 _CONNECT_S: Final = 5.0
+_PLAN_S: Final = 2.0
 
 
 def coordinator_found(settings: DiallingSettings, roster: Roster) -> Iterator[Found]:
@@ -51,6 +58,21 @@ def coordinator_found(settings: DiallingSettings, roster: Roster) -> Iterator[Fo
         "roster",
         address=endpoint.address,
     )
+
+
+def proposed_plan(settings: DiallingSettings, *, pinned: str) -> StudyPlan | None:
+    """The plan that a coordinator which answers has proposed; None where it has not yet.
+
+    Args: pinned: hash of the roster that was agreed on.
+    Raises: ParameterError: roster or identity are wrong. PeerError: a plan that cannot be read.
+    """
+    soon = settings.model_copy(update={"wait_s": _PLAN_S})
+    nowhere = EventLog(party=settings.party, sink=lambda _: None, clock=time.time)
+    try:
+        with joined_study(soon, pinned=pinned, events=nowhere) as participant:
+            return participant.plan
+    except TransportError:
+        return None
 
 
 def _not_now(error: NotNow, *, where: str, direct: bool) -> Found:

@@ -59,13 +59,18 @@ class _CoordinatorView(RoundView):
                 return GiveUp(code="timeout", message=never)
             return self.wait("plan", "opening keys", self.auditor)
         accepted, refused, silent, unanswered = self.answers()
-        if silent and len(accepted) + len(unanswered) < self.plan.max_cohort:
+        coming = len(accepted) + len(unanswered)
+        # Whoever has refused does not come back, so nobody need wait for the others' answers.
+        hopeless = coming + len(silent) < self.plan.min_cohort
+        if silent and coming < self.plan.max_cohort and not hopeless:
             return self.wait("plan", "answers to the plan", *silent, until=self.plan.approve_by)
-        if unanswered and not no_auditor:
+        if unanswered and not no_auditor and not hopeless:
             return self.wait("plan", "admissions", self.auditor)
         if len(accepted) < self.plan.min_cohort:
             reasons = f" ({'; '.join(refused)})" if refused else ""
-            needed = f"{len(accepted)} sites take part, {self.plan.min_cohort} are needed{reasons}"
+            most = coming + len(silent)
+            said = f"at most {most} sites can" if silent else f"{len(accepted)} sites"
+            needed = f"{said} take part, {self.plan.min_cohort} are needed{reasons}"
             return GiveUp(code=TOO_FEW, message=needed[:MAX_SENTENCE])
         return replace(self, accepted=tuple(accepted)).first_of_rounds() or Post(kind=Kind.FINISHED)
 

@@ -29,6 +29,8 @@ class SiteReading:
     def __init__(self, file: Path, request: Request) -> None:
         self._file = file
         self.request = request
+        # Whether the coordinator was seen to answer, in the check of that.
+        self.coordinator_answers = False
 
     @cached_property
     def settings(self) -> SiteSettings:
@@ -63,12 +65,22 @@ class SiteReading:
 
     @cached_property
     def plan(self) -> StudyPlan | None:
-        """The plan that was named, else that of the only study on disk; None without one."""
+        """The plan that was named, that is proposed now, or of the only study on disk, or None."""
         named = self.request.plan
         if named is not None:
             return read_plan(named)
+        if self.coordinator_answers and self.proposed is not None:
+            return self.proposed
         found = sorted((self.settings.state_dir / STUDIES).glob(f"*/{PLAN_FILE}"))
         return read_plan(found[0]) if len(found) == 1 else None
+
+    @cached_property
+    def proposed(self) -> StudyPlan | None:
+        """What the coordinator proposes now; only where it answers."""
+        # Imported here: the libraries of the network take a while, and a refusal should not.
+        from lada_clients.net.reaching import proposed_plan
+
+        return proposed_plan(self.settings, pinned=self.policy.roster_sha256)
 
     @property
     def signed_model(self) -> ModelIdentity | None:

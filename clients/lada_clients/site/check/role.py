@@ -127,7 +127,9 @@ class SiteChecks:
         # Imported here: the libraries of the network take a while, and a refusal should not.
         from lada_clients.net.reaching import coordinator_found
 
-        yield from coordinator_found(self._read.settings, self._read.roster)
+        for found in coordinator_found(self._read.settings, self._read.roster):
+            self._read.coordinator_answers = found.level == "ok"
+            yield found
 
     def _ledger(self) -> Iterator[Found]:
         yield from ledger_findings(self._read)
@@ -162,8 +164,10 @@ class SiteChecks:
                 "no --plan is named and no single one is on disk; the policy alone counts"
             )
         else:
+            proposed = self._read.coordinator_answers and plan is self._read.proposed
             yield fine(
-                f'study {plan.study_id}: {plan.rounds} rounds, asked in "{plan.answer_form}"',
+                f"study {plan.study_id}{', as it is proposed now' if proposed else ''}: "
+                f'{plan.rounds} rounds, asked in "{plan.answer_form}"',
                 study=plan.study_id,
                 plan_sha256=plan.hash,
             )

@@ -225,6 +225,10 @@ COORDINATOR = [
     ),
     line(cut(Kind.OPENING_KEY), waits("plan", "opening keys", A)),
     line(
+        [*cut(Kind.ACCEPTANCE), *(message(Kind.REFUSAL, one) for one in ("site-a", "site-b"))],
+        TOO_FEW,
+    ),
+    line(
         without(cut(Kind.RECEIPT), Kind.ACCEPTANCE, LATE),
         waits("plan", "answers to the plan", LATE),
     ),
