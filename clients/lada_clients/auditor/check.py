@@ -57,7 +57,7 @@ class AuditorChecks:
 
     @cached_property
     def plan(self) -> StudyPlan | None:
-        """The plan that was named, else the one that is proposed now, if the coordinator answers."""
+        """The plan that was named, else what a coordinator that answers proposes now."""
         if self._request.plan is not None:
             return read_plan(self._request.plan)
         if not self._coordinator_answers:
