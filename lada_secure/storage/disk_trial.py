@@ -35,10 +35,10 @@ class DiskTrial:
     in_use: bool
 
 
-def try_disk(folder: Path, *, key: str) -> DiskTrial:
+def try_disk(folder: Path, *, key: str, work: str | None = None) -> DiskTrial:
     """Try the disk of a folder that is there or will be made.
 
-    Args: key: the setting that names it, for messages.
+    Args: key: the setting that names it, for messages. work: see `is_held`.
     Raises: ParameterError: full, read-only, without locks, or it cannot be used at all.
     """
     there = folder
@@ -46,7 +46,7 @@ def try_disk(folder: Path, *, key: str) -> DiskTrial:
         there = next(one for one in (folder, *folder.absolute().parents) if one.is_dir())
         found = os.statvfs(there)
         tried = _wrote_nameless(there)
-        in_use = is_held(folder)
+        in_use = is_held(folder) or is_held(folder, work=work)
     except OSError as error:
         raise ParameterError(f"{key}: {there}: {_meaning(error)}") from error
     return DiskTrial(free_bytes=found.f_bavail * found.f_frsize, tried=tried, in_use=in_use)

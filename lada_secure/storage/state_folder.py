@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import BinaryIO, Final
 
 from lada_secure.canonical import Json, canonical_json
-from lada_secure.errors import DiskError, LadaError, ParameterError, TransportError
+from lada_secure.errors import DiskError, LadaError, ParameterError
 from lada_secure.storage.whole_files import sweep_parts, write_atomically
 
 STATE_VERSION: Final = 1
@@ -42,7 +42,7 @@ def held_state_folder(folder: Path, *, party: str, role: str) -> Iterator[None]:
     Parts of files that a killed process had not finished to write go first.
 
     Raises: ParameterError: another party's, of another version, or another process works in it.
-        TransportError: the folder cannot be written.
+        DiskError: the folder cannot be written.
     """
     lock = _locked(folder)
     try:
@@ -67,7 +67,7 @@ def shared_state_folder(folder: Path, *, party: str, role: str, work: str) -> It
     try:
         # Only then: another party's folder is left as it is.
         check_state_folder(folder, party=party, role=role)
-        own = _locked(folder, f"{LOCK_FILE}-{work}")
+        own = _locked(folder, _lock_of(work))
         try:
             yield
         finally:
@@ -80,7 +80,7 @@ def shared_state_folder(folder: Path, *, party: str, role: str, work: str) -> It
 def held_folder(folder: Path) -> Iterator[None]:
     """Work in one folder within a state folder alone; see `is_held`.
 
-    Raises: ParameterError: another process works in it. TransportError: it cannot be written.
+    Raises: ParameterError: another process works in it. DiskError: it cannot be written.
     """
     lock = _locked(folder)
     try:
@@ -89,16 +89,23 @@ def held_folder(folder: Path) -> Iterator[None]:
         lock.close()
 
 
-def is_held(folder: Path) -> bool:
-    """Whether a process works in a folder at the moment, alone. Nothing is made or written."""
+def is_held(folder: Path, *, work: str | None = None) -> bool:
+    """Whether a process works in a folder at the moment, alone. Nothing is made or written.
+
+    Args: work: whether one does that work beside others (`shared_state_folder`).
+    """
     try:
-        with (folder / LOCK_FILE).open("rb") as lock:
+        with (folder / _lock_of(work)).open("rb") as lock:
             fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
     except OSError:
         return False
     return False
+
+
+def _lock_of(work: str | None) -> str:
+    return LOCK_FILE if work is None else f"{LOCK_FILE}-{work}"
 
 
 def _prepare(folder: Path, *, party: str, role: str) -> None:
@@ -192,7 +199,10 @@ def _opened(folder: Path, name: str) -> BinaryIO:
         folder.mkdir(parents=True, exist_ok=True)
         return (folder / name).open("ab")
     except OSError as error:
-        raise DiskError(f"cannot write {folder / name}: {error.strerror}") from error
+        raise DiskError(
+            f"cannot write {folder / name}: {error.strerror}; state_dir must be a folder that this "
+            "process may make and write"
+        ) from error
 
 
 def _lock_soon(lock: BinaryIO, how: int, folder: Path) -> None:
@@ -213,14 +223,14 @@ def _check_soon(deadline_s: float, folder: Path) -> None:
 
 
 def _takes(lock: BinaryIO, how: int) -> bool:
-    """Whether the lock was free. Raises: TransportError: the file system has no locks."""
+    """Whether the lock was free. Raises: DiskError: the file system has no locks."""
     try:
         fcntl.flock(lock, how | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError as error:
         # Without a lock nobody could tell whether another process works here.
-        raise TransportError(
+        raise DiskError(
             f"{lock.name} cannot be locked: {error.strerror}; put state_dir on a file system that "
             "has locks (a local disk, or a network share mounted with them)"
         ) from error

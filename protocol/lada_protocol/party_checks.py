@@ -68,13 +68,14 @@ def roster_found(roster: Roster, *, pinned: bool) -> Found:
     )
 
 
-def disk_found(settings: PartySettings) -> Found:
+def disk_found(settings: PartySettings, *, work: str | None = None) -> Found:
     """Room, writing and locks where the state folder is or will be; see `try_disk`.
 
+    Args: work: of a party that works in its folder beside other processes, see `is_held`.
     Raises: ParameterError: full, read-only, or without locks.
     """
     folder = settings.state_dir
-    trial = try_disk(folder, key="state_dir")
+    trial = try_disk(folder, key="state_dir", work=work)
     free = trial.free_bytes
     facts: dict[str, JsonValue] = {"free_bytes": free, "in_use": trial.in_use}
     if free < _LEAST_FREE_BYTES:

@@ -236,7 +236,7 @@ def read_passphrase(file: Path | None) -> Passphrase | None:
     if file is None:
         value = os.environ.get(UNLOCK_VARIABLE)
         if value:
-            return parse_passphrase(os.fsencode(value), where="environment")
+            return parse_passphrase(os.fsencode(value), where=UNLOCK_VARIABLE)
         named = os.environ.get(UNLOCK_FILE_VARIABLE)
         if not named:
             return None

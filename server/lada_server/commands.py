@@ -168,7 +168,10 @@ def _show(status: Status) -> None:
             "-" if last is None else f"{last.kind}, round {last.round + 1}, {last.at}",
             ", ".join(f"{reason} {count}" for reason, count in one.refusals.items()) or "-",
         )
-    Console().print(table)
+    screen = Console()
+    # A terminal wraps a long line; rich would cut the parties' names.
+    screen.width = max(screen.width, screen.measure(table).maximum)
+    screen.print(table)
     for one in status.parties:
         if one.code is not None or one.state == "awaited":
             why = "" if one.code is None else f" ({one.code}): {one.meaning}"

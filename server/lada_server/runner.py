@@ -43,12 +43,20 @@ def run_server(settings_path: Path) -> None:
     """
     begin_logs(settings_path)
     settings = read_settings(settings_path, ServerSettings)
-    with _opened(settings) as opened, opened.telling(), _served(opened):
-        # Imported here: libraries of models take seconds, and callers are heard by now.
-        from lada_server.study.running import run_study
+    with _opened(settings) as opened:
+        try:
+            with opened.telling(), _served(opened):
+                # Imported here: libraries of models take seconds, and callers are heard by now.
+                from lada_server.study.running import run_study
 
-        run_study(opened.parts())
-        keep_outcome(opened.settings.state_dir, "finished")
+                run_study(opened.parts())
+                keep_outcome(opened.settings.state_dir, "finished")
+        except StudyFailed as error:
+            study = opened.study_settings.study_id
+            raise StudyFailed(
+                f"{error}. Study {study} is over: for the next one set another study_id in "
+                f"{settings.study}, and start this command again"
+            ) from error
 
 
 def propose(settings_path: Path, *, new: bool) -> tuple[StudyPlan | None, StudyPlan]:

@@ -25,7 +25,8 @@ from mistakes import (
     keys,
 )
 
-from lada_secure.storage.state_folder import held_state_folder
+from lada_clients.site.settings import read_site_settings
+from lada_secure.storage.state_folder import shared_state_folder
 
 # Nothing listens there.
 _DEAD_PROXY = "http://127.0.0.1:9"
@@ -61,8 +62,11 @@ def _state_of_another(study: Study) -> None:
 
 
 def _in_use(study: Study) -> None:
-    folder = study.path("hospital-a/state")
-    study.ends.enter_context(held_state_folder(folder, party="hospital-a", role="site"))
+    # As `lada site run` does: other studies of this site may run beside it.
+    settings, _ = read_site_settings(study.path("hospital-a/site.toml"))
+    folder, work = settings.state_dir, settings.work
+    held = shared_state_folder(folder, party="hospital-a", role="site", work=work)
+    study.ends.enter_context(held)
 
 
 def _damaged(study: Study) -> None:

@@ -85,6 +85,11 @@ def read_joining(
     """
     templates, settings_file, settings = _settings_in(folder)
     asked, ca = _asked(folder, settings, templates)
+    if not bundle_file.exists():
+        raise ParameterError(
+            f"{bundle_file}: there is no such bundle. `lada ca admit` writes it once every party "
+            "has asked, and says who has not. Nothing was changed"
+        )
     try:
         bundle = parse_bundle(read_at_most(bundle_file, MAX_BUNDLE_BYTES, what="the bundle "))
         bundle.check(at=now)

@@ -41,7 +41,7 @@ from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan, parse_time
-from lada_secure.errors import LedgerError, ParameterError, PeerError, TransportError
+from lada_secure.errors import ParameterError, PeerError, TransportError
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.fields import check_person
 from lada_secure.privacy.ledger.entries import Decision, DecisionEntry
@@ -100,8 +100,8 @@ def approve(settings_path: Path, study: str, *, by: str, plan_hash: str | None =
     Args: by: name and role. plan_hash: how the hash of the plan begins that this person has read
         elsewhere; without it the plan must have been shown here.
     Raises: ParameterError: the waiting plan is another study's, or was not read here.
-        DecisionRefused: too late, decided already, or another plan than the one that was read.
-        LedgerError: policy or budget forbid it.
+        DecisionRefused: too late, decided already, another plan than the one that was read, or
+            policy or budget forbid it.
     """
     settings, policy = read_site_settings(settings_path)
     by = _person(by)
@@ -113,12 +113,15 @@ def approve(settings_path: Path, study: str, *, by: str, plan_hash: str | None =
         _check_read(settings, plan, plan_hash)
         faults = plan_faults(plan, policy, roster=participant.roster, now=_now())
         if faults:
-            raise LedgerError(f"the policy forbids it: {'; '.join(faults)}")
+            raise DecisionRefused(
+                f"the policy forbids it: {'; '.join(faults)}. Nothing was recorded; ask the "
+                "coordinator for another plan, or whoever answers for the policy to change that"
+            )
         SiteSlm(settings=settings, hashes=file_hashes(settings)).allowed(plan, policy)
         promised = read_promises(path, now=_now(), besides=plan.hash)
         over = planned_budget(plan, policy, spent=read_spending(path), promised=promised).fault()
         if over:
-            raise LedgerError(f"the budget forbids it: {over}")
+            raise DecisionRefused(f"the budget forbids it: {over}. Nothing was recorded")
         _record(settings, policy, participant, "approve", by=by)
     return (
         f"recorded in the ledger: {by} approved study {study}, plan {plan.hash[:12]}.... A `lada "

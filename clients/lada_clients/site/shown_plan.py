@@ -193,6 +193,11 @@ class ShownPlan:
             return named, f"It is {done}."
         if self.latest is not None:
             named += f" It is another plan than {self.latest.plan_hash[:12]}..., decided on before."
+        if self.faults:
+            return named, (
+                "`lada site run` refuses it, and nobody can approve it here: ask the coordinator "
+                "for another plan, or whoever answers for the policy to change that."
+            )
         if self.policy.approval == "policy":
             return named, "This site's policy decides by itself once `lada site run` has joined."
         study = plan.study_id

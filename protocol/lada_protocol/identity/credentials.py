@@ -51,9 +51,13 @@ class IdentityFile(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Passphrase:
-    """What private keys at rest are encrypted with. Not printable and not picklable."""
+    """What private keys at rest are encrypted with. Not printable and not picklable.
+
+    where: the file or variable that it was read from, for messages.
+    """
 
     value: bytes = field(repr=False)
+    where: str = "the passphrase given"
 
     def __reduce__(self) -> NoReturn:
         raise TypeError("a passphrase is not pickled")
@@ -75,7 +79,7 @@ def parse_passphrase(raw: bytes, *, where: str) -> Passphrase:
             f"passphrase in {where}: expected {MIN_PASSPHRASE_BYTES} to {MAX_PASSPHRASE_BYTES} "
             f"bytes, got {len(value)}; `openssl rand -base64 24` makes a good one"
         )
-    return Passphrase(value)
+    return Passphrase(value, where)
 
 
 def private_key_pem(
@@ -107,7 +111,9 @@ def load_private_key(file: str, pem: bytes, passphrase: Passphrase | None) -> Pr
         )
     except (ValueError, TypeError, UnsupportedAlgorithm):
         # The reason of the library is dropped: it may quote the key's text.
-        what = "a key under another passphrase" if encrypted else "something else"
+        what = "something else"
+        if passphrase is not None and encrypted:
+            what = f"a key under another passphrase than {passphrase.where}"
         raise ParameterError(
             f"{file}: expected a PEM private key, found {what}; put the file or its passphrase "
             "back from a backup, or enrol anew"

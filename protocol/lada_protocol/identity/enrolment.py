@@ -334,6 +334,13 @@ def roster_fingerprint(roster_hash: str) -> str:
     return " ".join(digits[start : start + _GROUP_DIGITS] for start in starts)
 
 
+def _groups(places: list[str]) -> str:
+    """What differs, in words."""
+    if len(places) == 1:
+        return f"group {places[0]} differs"
+    return f"groups {', '.join(places)} differ"
+
+
 def check_fingerprint(expected: str, read_out: str) -> None:
     """Compare what somebody has read out with this party's own.
 
@@ -354,7 +361,7 @@ def check_fingerprint(expected: str, read_out: str) -> None:
     if wrong:
         raise ParameterError(
             f"fingerprint of the roster: here it is {expected}, read out was {' '.join(groups)}; "
-            f"group {', '.join(wrong)} differs. If one group differs, it may have been misheard: "
+            f"{_groups(wrong)}. If one group differs, it may have been misheard: "
             "read it out again. If it stays so, the others have another roster: do not go on, and "
             "ask whoever runs the CA for the bundle that everybody has"
         )

@@ -112,7 +112,7 @@ class SiteChecks:
         yield state_found(self._read.settings, role=_NAME)
 
     def _disk(self) -> Iterator[Found]:
-        yield disk_found(self._read.settings)
+        yield disk_found(self._read.settings, work=self._read.settings.work)
 
     def _roster(self) -> Iterator[Found]:
         yield roster_found(self._read.roster, pinned=True)

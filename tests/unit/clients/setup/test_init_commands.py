@@ -158,7 +158,7 @@ def read_wrong(fingerprint: str) -> str:
             "expected one line roster_sha256",
         ),
         (lambda b: Path(b["bundle"]).write_text("{}") and join(b, "a"), "bundle, ca: Field req"),
-        (lambda b: run("join", "a", "absent.json"), "cannot read the bundle absent.json"),
+        (lambda b: run("join", "a", "absent.json"), "absent.json: there is no such bundle"),
     ],
 )
 def test_what_does_not_fit_is_refused_and_nothing_is_changed(bundle, spoil, told):

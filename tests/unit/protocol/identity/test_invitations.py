@@ -186,7 +186,7 @@ def test_a_fingerprint_is_the_same_everywhere_and_another_for_another_roster():
     ("read_out", "told"),
     [
         ("46643 34748 74415 75498 15828 84013", "group 4 differs"),
-        ("46643 34748 74414 75498 15828 84013", "group 3, 4 differs"),
+        ("46643 34748 74414 75498 15828 84013", "groups 3, 4 differ"),
         ("46643 34748", "expected 6 groups of 5 digits"),
         ("", "expected 6 groups of 5 digits"),
         ("yes", "expected 6 groups of 5 digits"),
