@@ -26,7 +26,12 @@ from lada_secure.data.importing.mapping import (
     TextField,
 )
 from lada_secure.data.importing.rows import Cells, Reject, Row
-from lada_secure.data.importing.templates import RowTemplate, Unusable
+from lada_secure.data.importing.templates import (
+    NUMERAL,
+    RowTemplate,
+    Unusable,
+    with_plain_number,
+)
 from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.record_oddities import CONTROL
@@ -37,6 +42,10 @@ from lada_secure.errors import ParameterError
 
 # What a spreadsheet makes of a long number; its last digits are lost, and people with it.
 _EXPONENT: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+")
+# A thousand and something to one reader, one and something to another.
+_EITHER_SIGN: Final = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
+# As in "5 to 6 mg"; a unit that has one is named in the mapping.
+_ANOTHER_NUMBER: Final = re.compile(r"\s[0-9]")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID_BYTES: Final = 12
 _REMEMBERED: Final = 20_000
@@ -81,6 +90,8 @@ class QuestionReader:
         self._answer_field, self._choices = fields.answer, fields.choices
         self._question_field, self._task = fields.question, mapping.task
         self._question, self._answer = text_reader(fields.question), text_reader(fields.answer)
+        template = fields.answer.template
+        self._has_plain_numbers = template is not None and "number" in RowTemplate(template).filters
         self._fixed = None if fields.choices is None else fields.choices.constant or None
 
     def read(self, cells: Cells) -> Question:
@@ -96,7 +107,9 @@ class QuestionReader:
         stated = needed(self._answer(cells), self._answer_field)
         answer = _answer(stated, places, choices, self._answer_field)
         if self._task is not None and self._task.kind == "number":
-            _check_number(answer, self._task, self._answer_field)
+            answer = _number_answer(
+                answer, self._task, self._answer_field, plain=self._has_plain_numbers
+            )
         return Question(question, choices, answer)
 
 
@@ -296,16 +309,32 @@ def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerF
     return near[0]
 
 
-def _check_number(answer: str, task: TaskSettings, field: AnswerField) -> None:
-    """The gold answer of a number must be one, in a unit that an evaluation can compare."""
+def _number_answer(answer: str, task: TaskSettings, field: AnswerField, *, plain: bool) -> str:
+    """The gold answer of a number, in plain digits and a unit that an evaluation can compare.
+
+    Args: plain: whether the mapping's template has read the number already.
+    """
+    column = _column(field)
+    numeral = NUMERAL.search(answer)
+    if numeral is None:
+        raise UnusableRow("answer-no-number", column)
+    if task.decimal is not None:
+        try:
+            answer = with_plain_number(answer, task.decimal, task.thousands)
+        except ValueError as error:
+            raise UnusableRow("answer-number-unclear", column) from error
+    elif _EITHER_SIGN.fullmatch(numeral.group()) and not plain:
+        raise UnusableRow("answer-number-unclear", column)
     found = read_number(answer)
     if found is None:
-        raise UnusableRow("answer-no-number", _column(field))
-    allowed = {normalised(name) for name in task.units or ()}
-    if task.unit is not None:
-        allowed = {normalised(task.unit)}
-    if allowed and found[1] not in allowed:
-        raise UnusableRow("answer-other-unit", _column(field))
+        unclear = task.decimal is None and not numeral.group().isdigit()
+        raise UnusableRow("answer-number-unclear" if unclear else "answer-no-number", column)
+    named = task.units or () if task.unit is None else (task.unit,)
+    if named and found[1] not in map(normalised, named):
+        raise UnusableRow("answer-other-unit", column)
+    if not named and _ANOTHER_NUMBER.search(found[1]):
+        raise UnusableRow("answer-no-number", column)
+    return answer
 
 
 def _at_place(stated: str, places: _Places, field: AnswerField) -> str:

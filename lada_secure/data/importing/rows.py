@@ -45,7 +45,9 @@ REASONS: Final[Mapping[str, str]] = {
     "answer-looks-missing": "the answer is a word for a missing value; "
     'missing_like = "meant" in [record.answer] keeps it',
     "answer-of-many-lines": "the answer of an open question must stand in one line",
-    "answer-no-number": "the answer of a task of kind number begins with no number",
+    "answer-no-number": "the answer of a task of kind number is not one number and its unit",
+    "answer-number-unclear": "the number may have a decimal comma or thousands separators; say how "
+    'numbers are written, as decimal = "," and thousands = "." in [task]',
     "answer-other-unit": "the answer has another unit than [task] says",
     "unit-looks-missing": "the unit is a word for a missing value; "
     'missing_like = "meant" in [record.unit] keeps it',

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -63,6 +64,10 @@ class Unusable(ValueError):
         self.reason = reason
 
 
+# The digits of a number with all signs that stand within one somewhere.
+NUMERAL: Final = re.compile(r"[.,]?\d(?:[\d.,'\u2019\s]*\d)?")
+
+
 def number(text: object, decimal: str = ".", thousands: str = "") -> str:
     """A number as it is written somewhere, in plain digits with a full stop.
 
@@ -78,6 +83,17 @@ def number(text: object, decimal: str = ".", thousands: str = "") -> str:
     sign, whole, part = found.groups()
     whole = whole.replace(thousands, "") if thousands else whole
     return f"{'-' if sign == '-' else ''}{whole}{'.' + part if part else ''}"
+
+
+def with_plain_number(text: str, decimal: str, thousands: str) -> str:
+    """A text with its first number in plain digits. Raises: ValueError: see `number`."""
+
+    def plain(found: re.Match[str]) -> str:
+        written = unicodedata.normalize("NFKC", found.group())
+        # A number may begin with its decimal sign.
+        return number("0" * written.startswith(decimal) + written, decimal, thousands)
+
+    return NUMERAL.sub(plain, text, count=1)
 
 
 def date(text: object, form: str) -> str:
@@ -155,7 +171,8 @@ def _defined(read: Any) -> Any:
 
 class RowTemplate:
     """A template that was read. columns: those it names, sorted. needed: those without which it
-    cannot be filled: it neither asks whether they are defined nor has a default for them."""
+    cannot be filled: it neither asks whether they are defined nor has a default for them. filters:
+    those it applies."""
 
     def __init__(self, text: str) -> None:
         """Raises: ParameterError: not a template, or one that asks for more than it may."""
@@ -168,6 +185,7 @@ class RowTemplate:
             parsed = environment.parse(text)
             self.columns = tuple(sorted(_columns(parsed)))
             self.needed = frozenset(self.columns) - _guarded(parsed)
+            self.filters = frozenset(one.name for one in parsed.find_all(nodes.Filter))
             self._template = environment.from_string(parsed)
         except (TemplateError, RecursionError) as error:
             raise ParameterError(f"template: {error}") from error

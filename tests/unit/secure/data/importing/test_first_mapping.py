@@ -15,6 +15,7 @@ from lada_secure.data.importing.guessing import (
     presets,
     write_new,
 )
+from lada_secure.data.importing.kind_guessing import kind_remarks
 from lada_secure.data.importing.mapping import SourceSettings, parse_mapping
 from lada_secure.data.importing.rows import Row
 from lada_secure.data.importing.run import ImportRequest, run_import
@@ -28,6 +29,9 @@ def imported(tmp_path: Path, source: str, mapping: str) -> tuple[Record, ...]:
     asked = ImportRequest(source=source, mapping=tmp_path / "mapping.toml", out=tmp_path / "out")
     run_import(asked, progress=lambda _: None)
     return inspect_records(asked.out / "records.jsonl").records
+
+
+NUMBER = {"kind": "number", "tolerance": 0.05}
 
 
 def written(tmp_path: Path, name: str, content: str, encoding: str = "utf-8") -> str:
@@ -74,7 +78,13 @@ def test_an_encoding_is_guessed_for_the_mapping_and_said(tmp_path: Path) -> None
     [
         (["good", "bad"], {"kind": "classification"}),
         (["yes", "no", "maybe"], {"kind": "yes_no_unknown", "unknown": "maybe"}),
-        ([f"{one},5 mg" for one in range(9)], {"kind": "number", "tolerance": 0.05}),
+        ([f"{one}.5 mg" for one in range(9)], NUMBER | {"decimal": "."}),
+        ([f"{one},5 mg" for one in range(9)], NUMBER | {"decimal": ","}),
+        (
+            [f"{one}.000,5 mg" for one in range(1, 9)],
+            NUMBER | {"decimal": ",", "thousands": "."},
+        ),
+        ([f"{one} mg" for one in range(9)], NUMBER),
         ([f"text {one}" for one in range(9)], None),
     ],
 )
@@ -89,10 +99,16 @@ def test_a_kind_is_proposed_as_a_comment_that_works_once_it_is_none(
     task = "\n".join(line for line in lines if line not in choices)
     text = guess.text.replace("[split]", "\n".join((*choices, task, "", "[split]")))
     found = parse_mapping(text.encode(), where="m")
-    assert (found.task and found.task.model_dump(exclude_none=True)) == proposed
+    assert (found.task and found.task.model_dump(exclude_unset=True)) == proposed
     if choices:
         assert found.record.choices is not None
         assert found.record.choices.constant == tuple(sorted(answers))
+
+
+def test_a_comma_in_numbers_is_told_and_asked_about_where_it_may_be_either() -> None:
+    mixed = "\n".join(kind_remarks(["1,5 mg", "0,25 mg", "1.000,0 mg"]))
+    assert '#   decimal = ","\n#   thousands = "."' in mixed
+    assert 'decimal = "."  # OPEN: or decimal = ","?' in "\n".join(kind_remarks(["1.000", "2.500"]))
 
 
 def test_a_column_name_cannot_leave_its_comment(tmp_path: Path) -> None:
