@@ -36,7 +36,7 @@ from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.record_oddities import CONTROL
 from lada_secure.data.records import Record
-from lada_secure.data.unit_ids import canonical_unit, looks_missing
+from lada_secure.data.unit_ids import canonical_unit, looks_missing, names_nobody
 from lada_secure.data.verification import normalised, read_number
 from lada_secure.errors import ParameterError
 
@@ -164,7 +164,7 @@ class Converter:
     def _checked_unit(self, unit: str) -> str:
         canonical = self._canonical(unit)
         column = _column(self._fields.unit)
-        if looks_missing(canonical) and self._fields.unit.missing_like == "refuse":
+        if names_nobody(canonical) and self._fields.unit.missing_like == "refuse":
             raise UnusableRow("unit-looks-missing", column)
         if _EXPONENT.fullmatch(unit):
             raise UnusableRow("unit-in-exponent-form", column)

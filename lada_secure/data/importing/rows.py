@@ -49,7 +49,7 @@ REASONS: Final[Mapping[str, str]] = {
     "answer-number-unclear": "the number may have a decimal comma or thousands separators; say how "
     'numbers are written, as decimal = "," and thousands = "." in [task]',
     "answer-other-unit": "the answer has another unit than [task] says",
-    "unit-looks-missing": "the unit is a word for a missing value; "
+    "unit-looks-missing": "the unit is a word for a missing value or for nobody; "
     'missing_like = "meant" in [record.unit] keeps it',
     "unit-in-exponent-form": "the unit is a number like 1.2E+15: a spreadsheet cut its digits",
     "unit-spelled-otherwise": "another row spells this unit otherwise; spell it alike, or say "

@@ -18,6 +18,7 @@ from typing import Any, Final
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lada_secure.data.unit_ids import plain_id
 from lada_secure.errors import ParameterError
 
 MAX_TEMPLATE_CHARACTERS: Final = 8 * 1024
@@ -48,7 +49,7 @@ _ALLOWED: Final[tuple[type[nodes.Node], ...]] = (
 _OF_JINJA: Final = (
     *("default", "d", "trim", "lower", "upper", "capitalize", "title", "striptags", "length"),
 )
-_OWN: Final = ("after", "before", "date", "hash", "number", "replace")
+_OWN: Final = ("after", "before", "date", "hash", "number", "plain_id", "reference", "replace")
 # Names that mean something to jinja2; columns of these names are reached through `row`.
 _TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
 MAX_TEXT_CHARACTERS: Final = 64 * 1024
@@ -64,6 +65,9 @@ class Unusable(ValueError):
         self.reason = reason
 
 
+_REFERENCE: Final = re.compile(
+    r"(?:(https?://[^\s#]+)/)?([A-Z][A-Za-z]+/[A-Za-z0-9.-]+)(?:/_history/[A-Za-z0-9.-]+)?"
+)
 # The digits of a number with all signs that stand within one somewhere.
 NUMERAL: Final = re.compile(r"[.,]?\d(?:[\d.,'\u2019\s]*\d)?")
 
@@ -138,6 +142,33 @@ def hashed(text: object) -> str:
     return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:24]
 
 
+class References:
+    """References of FHIR to one server's resources, as Type/id.
+
+    The base of the first whole URL is the server's. Two servers may have a Patient/14 each, so a
+    reference to another one is refused, as is one that has a meaning in its own resource alone.
+    A urn:uuid: or urn:oid: stays, for nobody else has it.
+    """
+
+    def __init__(self) -> None:
+        self._base: str | None = None
+
+    def read(self, text: object) -> str:
+        """Type/id. Raises: ValueError: not such a reference."""
+        given = str(text).strip()
+        if given.startswith(("urn:uuid:", "urn:oid:")):
+            return given
+        found = _REFERENCE.fullmatch(given)
+        if found is None:
+            raise ValueError
+        base, own = found.groups()
+        if base is not None and self._base is None:
+            self._base = base
+        if base not in (None, self._base):
+            raise ValueError
+        return own
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.globals.clear()
@@ -149,6 +180,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
         "date": date,
         "hash": hashed,
         "number": number,
+        "plain_id": lambda text: plain_id(str(text)),
+        "reference": References().read,
         "replace": replace,
     }
     environment.filters.update(kept, **{name: _defined(read) for name, read in own.items()})

@@ -284,6 +284,15 @@ def test_fhir_comes_as_a_bundle_and_as_ndjson(form: str, tmp_path: Path) -> None
     assert ('at = "entry"' in first_mapping(source, query=None).text) == (form == "bundle")
 
 
+def test_one_patient_with_and_without_the_server_is_one_unit(tmp_path: Path) -> None:
+    resources = [fhir(14), fhir(15)]
+    resources[1]["subject"]["reference"] = "http://kis/fhir/Patient/14"
+    source = written(tmp_path, "b.ndjson", "\n".join(map(json.dumps, resources)))
+    mapping = preset_mapping("fhir-conditions").replace("held_out = 0.2", "held_out = 0.0")
+    records = imported(tmp_path, source, mapping.replace('at = "entry"\ninside = "resource"\n', ""))
+    assert [one.unit for one in records] == ["Patient/14", "Patient/14"]
+
+
 def test_every_preset_is_a_mapping() -> None:
     assert len(presets()) == 8
     for name in presets():
