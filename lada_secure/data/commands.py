@@ -112,6 +112,9 @@ def map_(
     query: Annotated[
         str | None, typer.Option(help="Of a database: the query whose rows are imported.")
     ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(help="Of a workbook: the sheet; of a saved dataset: the split.")
+    ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A ready mapping instead, as medmcqa; no source is read.")
     ] = None,
@@ -130,7 +133,7 @@ def map_(
     if preset is not None:
         guess = Guess(text=preset_mapping(preset), guessed=(), open=())
     else:
-        guess = first_mapping(str(source), query=query)
+        guess = first_mapping(str(source), query=query, sheet=sheet)
     if out is None and not as_json:
         typer.echo(guess.text, nl=False)
         return

@@ -25,7 +25,7 @@ from lada_secure.data.importing.mapping import (
     TaskSettings,
     TextField,
 )
-from lada_secure.data.importing.rows import Cells, Reject, Row
+from lada_secure.data.importing.rows import Cells, ListOfObjects, Reject, Row
 from lada_secure.data.importing.templates import (
     NUMERAL,
     RowTemplate,
@@ -191,20 +191,34 @@ def text_reader(field: TextField) -> Read:
             try:
                 return template.fill(cells)
             except Unusable as error:
-                empty = [name for name in template.columns if not cells.get(name)]
-                named = empty if error.reason == "cell-empty" else template.columns
+                named = _at_fault(error.reason, template.columns, cells)
                 raise UnusableRow(error.reason, " ".join(named)) from error
     elif field.column is not None:
         column = field.column
 
         def read(cells: Cells) -> str | None:
-            return cells.get(column)
+            return _readable(cells.get(column), column)
     else:
 
         def read(cells: Cells) -> str | None:
             return field.constant
 
     return _translated(read, field) if field.values or field.strip else read
+
+
+def _at_fault(reason: str, columns: Sequence[str], cells: Cells) -> Sequence[str]:
+    """The columns of a template that a reject names."""
+    if reason == "cell-empty":
+        return [name for name in columns if not cells.get(name)]
+    if reason == "list-of-objects":
+        return [name for name in columns if isinstance(cells.get(name), ListOfObjects)]
+    return columns
+
+
+def _readable(text: str | None, column: str) -> str | None:
+    if isinstance(text, ListOfObjects):
+        raise UnusableRow("list-of-objects", column)
+    return text
 
 
 def _translated(read: Read, field: TextField) -> Read:
@@ -242,7 +256,9 @@ def _places(field: ChoicesField | None, fixed: tuple[str, ...] | None, cells: Ce
     if fixed is not None:
         return fixed
     if field.column is None:
-        return tuple(_place(cells.get(name), name, field) for name in field.columns)
+        return tuple(
+            _place(_readable(cells.get(name), name), name, field) for name in field.columns
+        )
     cell = cells.get(field.column)
     if cell is None or not cell.strip():
         raise UnusableRow("cell-empty", field.column)
@@ -301,7 +317,7 @@ def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerF
         return _at_place(stated.strip(), places, field)
     if stated in choices:
         return stated
-    near = [choice for choice in choices if _folded(choice) == _folded(stated)]
+    near = [choice for choice in choices if folded_choice(choice) == folded_choice(stated)]
     if len(near) != 1:
         raise UnusableRow("answer-not-among-choices", column)
     if field.match == "exact":
@@ -350,7 +366,8 @@ def _at_place(stated: str, places: _Places, field: AnswerField) -> str:
     return choice
 
 
-def _folded(text: str) -> str:
+def folded_choice(text: str) -> str:
+    """A choice without case and repeated white space."""
     return " ".join(text.casefold().split())
 
 

@@ -26,7 +26,7 @@ from lada_secure.data.tasks import Task, parse_task
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.data.verification import normalised
 from lada_secure.errors import ParameterError
-from lada_secure.storage.toml_tables import parse_table
+from lada_secure.storage.toml_tables import parse_table, unknown_keys
 
 FORMAT: Final = "lada-mapping/1"
 Kind: TypeAlias = Literal["csv", "parquet", "jsonl", "json", "excel", "dataset", "sql"]
@@ -373,6 +373,9 @@ def _parsed(form: type[_Form], raw: bytes, where: str) -> _Form:
     except ValidationError as error:
         told = []
         for fault in error.errors(include_url=False, include_input=False):
-            place = ".".join(str(part) for part in fault["loc"]) or "the file"
-            told.append(f"{where}: {place}: {fault['msg']}")
+            *place, last = map(str, fault["loc"] or ("the file",))
+            if fault["type"] == "extra_forbidden":
+                told.append(f"{where}: {unknown_keys([last], place, form)}")
+            else:
+                told.append(f"{where}: {'.'.join((*place, last))}: {fault['msg']}")
         raise ParameterError("\n".join(told)) from error

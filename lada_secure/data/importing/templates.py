@@ -18,6 +18,7 @@ from typing import Any, Final
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lada_secure.data.importing.rows import ListOfObjects
 from lada_secure.data.unit_ids import plain_id
 from lada_secure.errors import ParameterError
 
@@ -65,11 +66,20 @@ class Unusable(ValueError):
         self.reason = reason
 
 
+# What is shown between braces, up to its filters.
+_SHOWN: Final = re.compile(r"\{\{-?\s*(\w[^{}|'\"()\[\]~]*?)\s*(?:\||-?\}\})")
 _REFERENCE: Final = re.compile(
     r"(?:(https?://[^\s#]+)/)?([A-Z][A-Za-z]+/[A-Za-z0-9.-]+)(?:/_history/[A-Za-z0-9.-]+)?"
 )
 # The digits of a number with all signs that stand within one somewhere.
 NUMERAL: Final = re.compile(r"[.,]?\d(?:[\d.,'\u2019\s]*\d)?")
+
+
+class _Unreadable:
+    """A list of objects in a template: it is there, and cannot be written."""
+
+    def __str__(self) -> str:
+        raise Unusable("list-of-objects")
 
 
 def number(text: object, decimal: str = ".", thousands: str = "") -> str:
@@ -216,21 +226,27 @@ class RowTemplate:
         environment = _environment()
         try:
             parsed = environment.parse(text)
-            self.columns = tuple(sorted(_columns(parsed)))
+            self.columns = tuple(sorted(_columns(parsed, text)))
             self.needed = frozenset(self.columns) - _guarded(parsed)
             self.filters = frozenset(one.name for one in parsed.find_all(nodes.Filter))
             self._template = environment.from_string(parsed)
         except (TemplateError, RecursionError) as error:
-            raise ParameterError(f"template: {error}") from error
+            raise ParameterError(f"template: {error}{_odd_name(text)}") from error
 
     def fill(self, cells: Mapping[str, str | None]) -> str:
         """The text for a row; an empty cell is undefined, so `default` works on it.
 
-        Raises: Unusable: "cell-empty" or "template-failed".
+        Raises: Unusable: "cell-empty", "list-of-objects" or "template-failed".
         """
-        known = {name: text for name in self.columns if (text := cells.get(name))}
+        known = {
+            name: _Unreadable() if isinstance(text, ListOfObjects) else text
+            for name in self.columns
+            if (text := cells.get(name))
+        }
         try:
             return self._template.render({**known, ROW: known})
+        except Unusable:
+            raise
         except UndefinedError as error:
             raise Unusable("cell-empty") from error
         except Exception as error:
@@ -238,7 +254,15 @@ class RowTemplate:
             raise Unusable("template-failed") from error
 
 
-def _columns(parsed: nodes.Template) -> set[str]:
+def _odd_name(text: str) -> str:
+    """How the first column whose name is none of jinja2 is reached; empty where there is none."""
+    for name in _SHOWN.findall(text):
+        if not name.isidentifier() and any(map(str.isalpha, name)) and " if " not in name:
+            return f"; a column called {name} is row['{name}']"
+    return ""
+
+
+def _columns(parsed: nodes.Template, text: str) -> set[str]:
     found: set[str] = set()
     bare = 0
     for node in parsed.find_all(nodes.Node):
@@ -246,7 +270,7 @@ def _columns(parsed: nodes.Template) -> set[str]:
             raise ParameterError(
                 f"template, line {node.lineno}: {type(node).__name__.lower()} is not allowed; "
                 "expected columns as {{ name }} or {{ row['any name'] }}, {% if %}, comparisons, "
-                f"and the filters {', '.join((*_OF_JINJA, *_OWN))}"
+                f"and the filters {', '.join((*_OF_JINJA, *_OWN))}{_odd_name(text)}"
             )
         if isinstance(node, nodes.Getitem):
             found.add(_of_row(node))

@@ -104,6 +104,20 @@ def test_a_value_that_does_not_fit_is_this_rows_fault(
         RowTemplate(text).fill({"a": cell})
 
 
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("{{ Fall-Nr }}", "Fall-Nr"),
+        ("{{ a }} {{ Fall Nr | trim }}", "Fall Nr"),
+        ("{{ code.text }}", "code.text"),
+    ],
+)
+def test_a_column_with_signs_in_its_name_is_told_how_to_write_it(text: str, name: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        RowTemplate(text)
+    assert str(refused.value).endswith(f"a column called {name} is row['{name}']")
+
+
 def test_a_reference_to_a_second_server_or_inside_its_resource_makes_a_reject() -> None:
     template = RowTemplate("{{ a | reference }}")
     assert template.fill({"a": "http://kis/fhir/Patient/14"}) == "Patient/14"
