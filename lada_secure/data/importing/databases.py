@@ -50,7 +50,8 @@ def open_query(source: str, settings: SourceSettings) -> Source:
 
     if settings.query is None:
         raise ParameterError(
-            "no query is named; say SELECT ... as [source] query (`lada data map`: --query)"
+            "the mapping names no query; say SELECT ... as [source] query (`lada data map`: "
+            "--query)"
         )
     if _READS.match(settings.query) is None:
         raise ParameterError("[source] query: expected one that begins with SELECT or WITH")
