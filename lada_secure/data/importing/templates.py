@@ -67,7 +67,7 @@ class Unusable(ValueError):
 
 
 # What is shown between braces, up to its filters.
-_SHOWN: Final = re.compile(r"\{\{-?\s*(\w[^{}|'\"()\[\]~]*?)\s*(?:\||-?\}\})")
+_SHOWN: Final = re.compile(r"\{\{([^{}|'\"()\[\]~]+)")
 _REFERENCE: Final = re.compile(
     r"(?:(https?://[^\s#]+)/)?([A-Z][A-Za-z]+/[A-Za-z0-9.-]+)(?:/_history/[A-Za-z0-9.-]+)?"
 )
@@ -256,7 +256,8 @@ class RowTemplate:
 
 def _odd_name(text: str) -> str:
     """How the first column whose name is none of jinja2 is reached; empty where there is none."""
-    for name in _SHOWN.findall(text):
+    for shown in _SHOWN.findall(text):
+        name = shown.strip("- \t\r\n")
         if not name.isidentifier() and any(map(str.isalpha, name)) and " if " not in name:
             return f"; a column called {name} is row['{name}']"
     return ""
