@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -80,15 +81,24 @@ def import_(
     except ImportRefused as error:
         told = error.told
         answer(told, sentences(told), as_json=as_json)
+        _warn(told["warnings"])
         raise
+    _warn(told["warnings"])
     if told["held_out_no_more"]:
-        Console(stderr=True, highlight=False).print(
-            f"warning: {told['held_out_no_more']:,} people of the earlier {out}/held-out.jsonl are "
-            "held out no more: another salt beside the mapping, or a smaller share. Whoever trains "
-            "on them now and compares with models from before measures the wrong thing",
-            soft_wrap=True,
+        _warn(
+            (
+                f"{told['held_out_no_more']:,} people of the earlier {out}/held-out.jsonl are held "
+                "out no more: another salt beside the mapping, or a smaller share. Whoever trains "
+                "on them now and compares with models from before measures the wrong thing",
+            )
         )
     answer(told, (*sentences(told), f"written to {out}"), as_json=as_json)
+
+
+def _warn(warnings: Iterable[str]) -> None:
+    console = Console(stderr=True, highlight=False)
+    for one in warnings:
+        console.print(f"warning: {one}", soft_wrap=True, markup=False)
 
 
 @app.command("map", epilog="Example:  lada data map cases.csv --out mapping.toml")
@@ -101,6 +111,9 @@ def map_(
     ] = None,
     query: Annotated[
         str | None, typer.Option(help="Of a database: the query whose rows are imported.")
+    ] = None,
+    sheet: Annotated[
+        str | None, typer.Option(help="Of a workbook: the sheet; of a saved dataset: the split.")
     ] = None,
     preset: Annotated[
         str | None, typer.Option(help="A ready mapping instead, as medmcqa; no source is read.")
@@ -120,7 +133,7 @@ def map_(
     if preset is not None:
         guess = Guess(text=preset_mapping(preset), guessed=(), open=())
     else:
-        guess = first_mapping(str(source), query=query)
+        guess = first_mapping(str(source), query=query, sheet=sheet)
     if out is None and not as_json:
         typer.echo(guess.text, nl=False)
         return

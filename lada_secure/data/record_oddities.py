@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter
+from collections.abc import Collection
 from typing import Final
 
 from lada_secure.data.record_faults import lines_text
 from lada_secure.data.records import Record, RecordFile
 from lada_secure.data.tasks import Classification
-from lada_secure.data.unit_ids import canonical_unit
+from lada_secure.data.unit_ids import alike_units, canonical_unit, has_far_more, is_placeholder
 
 logger = logging.getLogger(__name__)
 
@@ -42,19 +44,55 @@ def warn_of_oddities(file: RecordFile) -> None:
         )
     if len(told) < 2:
         return
-    if len({canonical_unit(one.unit) for one, _ in told}) == 1:
+    counts = Counter(canonical_unit(one.unit) for one, _ in told)
+    if len(counts) == 1:
         logger.warning(
             "%s: all %d records are of one unit, so at most max_records_per_unit of them count; "
             "name the person of each record as its unit",
             file.name,
             len(told),
         )
-    elif all(one.unit == one.record_id for one, _ in told):
+        return
+    _warn_of_units(file, counts)
+    if all(one.unit == one.record_id for one, _ in told):
         logger.warning(
             "%s: the unit of every record is its record_id, so each record is protected as a "
             "person of its own; name the person, unless everybody has one record alone",
             file.name,
         )
+
+
+def _warn_of_units(file: RecordFile, counts: Counter[str]) -> None:
+    """Units that may be one person in several forms, or nobody."""
+    alike = alike_units(counts)
+    if alike:
+        logger.warning(
+            "%s: %d units may be one person with another one (as on lines %s): they differ by "
+            'leading zeros, a ".0" at the end, or what stands before the last "/" alone, and each '
+            "is protected as a person of its own; spell one person alike (the filter plain_id of "
+            "an import)",
+            file.name,
+            len(alike),
+            lines_text(_lines_of(file, alike)),
+        )
+    placeholders = {
+        one
+        for one, records in counts.items()
+        if is_placeholder(one) and has_far_more(records, of_all=counts.total(), units=len(counts))
+    }
+    if placeholders:
+        logger.warning(
+            "%s: %d unit(s) look like a placeholder and have far more records than others (lines "
+            "%s): people who share one are protected as one; name the person of each record",
+            file.name,
+            len(placeholders),
+            lines_text(_lines_of(file, placeholders)),
+        )
+
+
+def _lines_of(file: RecordFile, units: Collection[str]) -> list[int]:
+    told = zip(file.records, file.lines, strict=True)
+    return [line for one, line in told if canonical_unit(one.unit) in units]
 
 
 def _texts(record: Record) -> tuple[str, ...]:

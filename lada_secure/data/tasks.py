@@ -163,7 +163,10 @@ def task_faults(task: Task, choices: tuple[str, ...], answer: str) -> str | None
         if choices:
             return f"a task of kind {task.kind} has no choices"
         if isinstance(task, Number) and read_number(answer) is None:
-            return "the answer of a task of kind number begins with no number"
+            return (
+                "the answer of a task of kind number is no number with a decimal point and a unit "
+                "behind it"
+            )
         return None
     if not choices:
         return f"a task of kind {task.kind} needs choices"

@@ -21,6 +21,10 @@ Rule: TypeAlias = Literal["exact", "normalised", "numeric"]
 _NUMBER: Final = re.compile(
     r"[+-]?(?:(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+)(?:e[+-]?[0-9]{1,4})?"
 )
+# What a unit begins with besides letters, and what may stand in front of that. Digits behind a
+# number are a part of it that was not read, as in 1,5 or 5-6.
+_UNIT_SIGNS: Final = frozenset("%‰°€£¥$")
+_BEFORE_A_UNIT: Final = frozenset("/([{")
 _AT_THE_EDGES: Final = " .,;:!?\"'`*$"
 _BEFORE_A_NUMBER: Final = " \"'`*$"
 _UNUSUAL_SIGNS: Final = str.maketrans({"\u2212": "-", "\u2013": "-"})
@@ -32,7 +36,8 @@ class Verifier:
 
     rule: `exact` is equality. `normalised` ignores case, spacing, Unicode variants and punctuation
     at both ends. `numeric` reads a number at the start of both and compares what stands behind it,
-    a unit, as `normalised` does; where one of the two is no number it is `normalised`.
+    a unit, as `normalised` does; where one of the two is no number, or has behind it what is no
+    unit, it is `normalised`.
     tolerance: of `numeric` alone, relative to the gold number, or absolute where that is 0.
 
     Raises: ParameterError: a tolerance below 0 or not finite, or one of another rule.
@@ -86,10 +91,16 @@ def normalised(text: str) -> str:
 
 
 def read_number(text: str) -> tuple[Decimal, str] | None:
-    """The number that a text starts with, and the unit behind it as `normalised` has it; None where
-    there is none."""
+    """The number that a text starts with, and the unit behind it as `normalised` has it.
+
+    Returns: None where there is no number, or what stands behind it begins as no unit does.
+    """
     plain = folded(text).translate(_UNUSUAL_SIGNS).lstrip(_BEFORE_A_NUMBER)
     found = _NUMBER.match(plain)
     if found is None:
         return None
-    return Decimal(found.group().replace(",", "")), plain[found.end() :].strip(_AT_THE_EDGES)
+    unit = plain[found.end() :].strip(_AT_THE_EDGES)
+    first = unit[1:2] if unit[:1] in _BEFORE_A_UNIT else unit[:1]
+    if unit and not (first.isalpha() or first in _UNIT_SIGNS):
+        return None
+    return Decimal(found.group().replace(",", "")), unit

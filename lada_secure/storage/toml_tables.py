@@ -1,14 +1,22 @@
-"""TOML files as tables, before anybody says what their keys mean."""
+"""TOML files as tables, and keys in them that nobody knows."""
 
 from __future__ import annotations
 
 import codecs
 import tomllib
-from typing import Any
+from collections.abc import Sequence
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, get_args
 
 from lada_secure.errors import ParameterError
 
+if TYPE_CHECKING:
+    # Whoever only reads a table need not load it.
+    from pydantic import BaseModel
+
 MAX_SETTINGS_BYTES = 256 * 1024
+# More would hide the first.
+_SHOWN: Final = 3
 
 
 def parse_table(raw: bytes, *, where: str) -> dict[str, Any]:
@@ -42,3 +50,33 @@ def parse_table(raw: bytes, *, where: str) -> dict[str, Any]:
         raise ParameterError(
             f"{where}: not TOML that can be read: {type(error).__name__}"
         ) from error
+
+
+def unknown_keys(keys: Sequence[str], table: Sequence[str], model: type[BaseModel]) -> str:
+    """What to write in place of keys that one table does not have.
+
+    Args: table: where they stand, a name a level. model: of the whole file.
+    """
+    fields = _table_model(model, table).model_fields
+    known = sorted(field.alias or name for name, field in fields.items())
+    path = "".join(f"{part}." for part in table)
+    shown = ", ".join(repr(path + key) for key in keys[:_SHOWN])
+    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
+    near = {one: None for key in keys for one in get_close_matches(key, known, n=1)}
+    meant = f"; did you mean {', '.join(path + one for one in near)}?" if near else ""
+    return (
+        f"unknown key{'s' if len(keys) > 1 else ''} {shown}{more}; known keys are "
+        f"{', '.join(known)}{meant}"
+    )
+
+
+def _table_model(model: type[BaseModel], table: Sequence[str]) -> type[BaseModel]:
+    """The model of a table within a settings file; of the nearest one around it that is known."""
+    for name in table:
+        field = model.model_fields.get(name)
+        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
+        inner = [kind for kind in kinds if hasattr(kind, "model_fields")]
+        if not inner:
+            break
+        model = inner[0]
+    return model

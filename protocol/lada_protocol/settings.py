@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
+from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Final, Self, TypeVar, get_args
+from typing import ClassVar, Final, Self, TypeVar
 
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from lada_secure.errors import ParameterError
-from lada_secure.storage.toml_tables import parse_table
+from lada_secure.storage.toml_tables import parse_table, unknown_keys
 
 # More would hide the first.
 _SHOWN: Final = 3
@@ -100,31 +99,5 @@ def describe(error: ValidationError, model: type[BaseModel]) -> str:
             sentences.append(f"{key}: {said}" if fault["loc"] else said)
         else:
             sentences.append(f"{key}: {fault['msg']}, got {str(fault['input'])[:80]!r}")
-    told = [_unknown(keys, table, model) for table, keys in unknown.items()]
+    told = [unknown_keys(keys, table, model) for table, keys in unknown.items()]
     return "; ".join([*told, *sentences][:_SHOWN])
-
-
-def _unknown(keys: Sequence[str], table: Sequence[str], model: type[BaseModel]) -> str:
-    """What to write in place of keys that one table does not have."""
-    known = sorted(_table_model(model, table).model_fields)
-    path = "".join(f"{part}." for part in table)
-    shown = ", ".join(repr(path + key) for key in keys[:_SHOWN])
-    more = f" and {len(keys) - _SHOWN} more" if len(keys) > _SHOWN else ""
-    near = {one: None for key in keys for one in get_close_matches(key, known, n=1)}
-    meant = f"; did you mean {', '.join(path + one for one in near)}?" if near else ""
-    return (
-        f"unknown key{'s' if len(keys) > 1 else ''} {shown}{more}; known keys are "
-        f"{', '.join(known)}{meant}"
-    )
-
-
-def _table_model(model: type[BaseModel], table: Sequence[str]) -> type[BaseModel]:
-    """The model of a table within a settings file; of the nearest one around it that is known."""
-    for name in table:
-        field = model.model_fields.get(name)
-        kinds = () if field is None else (field.annotation, *get_args(field.annotation))
-        inner = [kind for kind in kinds if isinstance(kind, type) and issubclass(kind, BaseModel)]
-        if not inner:
-            break
-        model = inner[0]
-    return model

@@ -103,7 +103,11 @@ def number(text: str) -> tuple[Decimal, str] | None:
     found = re.match(rf"[+-]?(({whole})(\.[0-9]+)?|\.[0-9]+)(e[+-]?[0-9]{{1,4}})?", plain)
     if found is None:
         return None
-    return Decimal(found[0].replace(",", "")), plain[len(found[0]) :].strip(EDGES)
+    behind = plain[len(found[0]) :].strip(EDGES)
+    first = behind[1:2] if behind[:1] in tuple("/([{") else behind[:1]
+    if behind and not (first.isalpha() or first in tuple("%\u2030\u00b0\u20ac\u00a3\u00a5$")):
+        return None
+    return Decimal(found[0].replace(",", "")), behind
 
 
 def check_forms(vectors: Any) -> None:

@@ -55,8 +55,9 @@ def open_dataset(path: Path, settings: SourceSettings) -> Source:
     if isinstance(found, dict):
         if settings.split not in found:
             raise ParameterError(
-                f"{path}: has the splits {', '.join(sorted(found))}; name one as [source] split, "
-                f"got {settings.split!r}"
+                f"{path}: has the splits {', '.join(sorted(found))}; name one as [source] split "
+                f"(`lada data map`: --sheet)"
+                f"{'' if settings.split is None else f', got {settings.split!r}'}"
             )
         found = found[settings.split]
     labels = {

@@ -25,18 +25,27 @@ from lada_secure.data.importing.mapping import (
     TaskSettings,
     TextField,
 )
-from lada_secure.data.importing.rows import Cells, Reject, Row
-from lada_secure.data.importing.templates import RowTemplate, Unusable
+from lada_secure.data.importing.rows import Cells, ListOfObjects, Reject, Row
+from lada_secure.data.importing.templates import (
+    NUMERAL,
+    RowTemplate,
+    Unusable,
+    with_plain_number,
+)
 from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.record_oddities import CONTROL
 from lada_secure.data.records import Record
-from lada_secure.data.unit_ids import canonical_unit, looks_missing
+from lada_secure.data.unit_ids import canonical_unit, looks_missing, names_nobody
 from lada_secure.data.verification import normalised, read_number
 from lada_secure.errors import ParameterError
 
 # What a spreadsheet makes of a long number; its last digits are lost, and people with it.
 _EXPONENT: Final = re.compile(r"[0-9](?:[.,][0-9]+)?[eE]\+?[0-9]+")
+# A thousand and something to one reader, one and something to another.
+_EITHER_SIGN: Final = re.compile(r"[1-9][0-9]{0,2}[.,][0-9]{3}")
+# As in "5 to 6 mg"; a unit that has one is named in the mapping.
+_ANOTHER_NUMBER: Final = re.compile(r"\s[0-9]")
 _LETTERS: Final = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 _ID_BYTES: Final = 12
 _REMEMBERED: Final = 20_000
@@ -81,6 +90,8 @@ class QuestionReader:
         self._answer_field, self._choices = fields.answer, fields.choices
         self._question_field, self._task = fields.question, mapping.task
         self._question, self._answer = text_reader(fields.question), text_reader(fields.answer)
+        template = fields.answer.template
+        self._has_plain_numbers = template is not None and "number" in RowTemplate(template).filters
         self._fixed = None if fields.choices is None else fields.choices.constant or None
 
     def read(self, cells: Cells) -> Question:
@@ -96,7 +107,9 @@ class QuestionReader:
         stated = needed(self._answer(cells), self._answer_field)
         answer = _answer(stated, places, choices, self._answer_field)
         if self._task is not None and self._task.kind == "number":
-            _check_number(answer, self._task, self._answer_field)
+            answer = _number_answer(
+                answer, self._task, self._answer_field, plain=self._has_plain_numbers
+            )
         return Question(question, choices, answer)
 
 
@@ -151,7 +164,7 @@ class Converter:
     def _checked_unit(self, unit: str) -> str:
         canonical = self._canonical(unit)
         column = _column(self._fields.unit)
-        if looks_missing(canonical) and self._fields.unit.missing_like == "refuse":
+        if names_nobody(canonical) and self._fields.unit.missing_like == "refuse":
             raise UnusableRow("unit-looks-missing", column)
         if _EXPONENT.fullmatch(unit):
             raise UnusableRow("unit-in-exponent-form", column)
@@ -178,20 +191,34 @@ def text_reader(field: TextField) -> Read:
             try:
                 return template.fill(cells)
             except Unusable as error:
-                empty = [name for name in template.columns if not cells.get(name)]
-                named = empty if error.reason == "cell-empty" else template.columns
+                named = _at_fault(error.reason, template.columns, cells)
                 raise UnusableRow(error.reason, " ".join(named)) from error
     elif field.column is not None:
         column = field.column
 
         def read(cells: Cells) -> str | None:
-            return cells.get(column)
+            return _readable(cells.get(column), column)
     else:
 
         def read(cells: Cells) -> str | None:
             return field.constant
 
     return _translated(read, field) if field.values or field.strip else read
+
+
+def _at_fault(reason: str, columns: Sequence[str], cells: Cells) -> Sequence[str]:
+    """The columns of a template that a reject names."""
+    if reason == "cell-empty":
+        return [name for name in columns if not cells.get(name)]
+    if reason == "list-of-objects":
+        return [name for name in columns if isinstance(cells.get(name), ListOfObjects)]
+    return columns
+
+
+def _readable(text: str | None, column: str) -> str | None:
+    if isinstance(text, ListOfObjects):
+        raise UnusableRow("list-of-objects", column)
+    return text
 
 
 def _translated(read: Read, field: TextField) -> Read:
@@ -229,7 +256,9 @@ def _places(field: ChoicesField | None, fixed: tuple[str, ...] | None, cells: Ce
     if fixed is not None:
         return fixed
     if field.column is None:
-        return tuple(_place(cells.get(name), name, field) for name in field.columns)
+        return tuple(
+            _place(_readable(cells.get(name), name), name, field) for name in field.columns
+        )
     cell = cells.get(field.column)
     if cell is None or not cell.strip():
         raise UnusableRow("cell-empty", field.column)
@@ -288,7 +317,7 @@ def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerF
         return _at_place(stated.strip(), places, field)
     if stated in choices:
         return stated
-    near = [choice for choice in choices if _folded(choice) == _folded(stated)]
+    near = [choice for choice in choices if folded_choice(choice) == folded_choice(stated)]
     if len(near) != 1:
         raise UnusableRow("answer-not-among-choices", column)
     if field.match == "exact":
@@ -296,16 +325,32 @@ def _answer(stated: str, places: _Places, choices: Sequence[str], field: AnswerF
     return near[0]
 
 
-def _check_number(answer: str, task: TaskSettings, field: AnswerField) -> None:
-    """The gold answer of a number must be one, in a unit that an evaluation can compare."""
+def _number_answer(answer: str, task: TaskSettings, field: AnswerField, *, plain: bool) -> str:
+    """The gold answer of a number, in plain digits and a unit that an evaluation can compare.
+
+    Args: plain: whether the mapping's template has read the number already.
+    """
+    column = _column(field)
+    numeral = NUMERAL.search(answer)
+    if numeral is None:
+        raise UnusableRow("answer-no-number", column)
+    if task.decimal is not None:
+        try:
+            answer = with_plain_number(answer, task.decimal, task.thousands)
+        except ValueError as error:
+            raise UnusableRow("answer-number-unclear", column) from error
+    elif _EITHER_SIGN.fullmatch(numeral.group()) and not plain:
+        raise UnusableRow("answer-number-unclear", column)
     found = read_number(answer)
     if found is None:
-        raise UnusableRow("answer-no-number", _column(field))
-    allowed = {normalised(name) for name in task.units or ()}
-    if task.unit is not None:
-        allowed = {normalised(task.unit)}
-    if allowed and found[1] not in allowed:
-        raise UnusableRow("answer-other-unit", _column(field))
+        unclear = task.decimal is None and not numeral.group().isdigit()
+        raise UnusableRow("answer-number-unclear" if unclear else "answer-no-number", column)
+    named = task.units or () if task.unit is None else (task.unit,)
+    if named and found[1] not in map(normalised, named):
+        raise UnusableRow("answer-other-unit", column)
+    if not named and _ANOTHER_NUMBER.search(found[1]):
+        raise UnusableRow("answer-no-number", column)
+    return answer
 
 
 def _at_place(stated: str, places: _Places, field: AnswerField) -> str:
@@ -321,7 +366,8 @@ def _at_place(stated: str, places: _Places, field: AnswerField) -> str:
     return choice
 
 
-def _folded(text: str) -> str:
+def folded_choice(text: str) -> str:
+    """A choice without case and repeated white space."""
     return " ".join(text.casefold().split())
 
 

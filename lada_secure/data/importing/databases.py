@@ -49,7 +49,10 @@ def open_query(source: str, settings: SourceSettings) -> Source:
     from sqlalchemy.exc import SQLAlchemyError
 
     if settings.query is None:
-        raise ParameterError("the mapping names no query; say SELECT ... as [source] query")
+        raise ParameterError(
+            "the mapping names no query; say SELECT ... as [source] query (`lada data map`: "
+            "--query)"
+        )
     if _READS.match(settings.query) is None:
         raise ParameterError("[source] query: expected one that begins with SELECT or WITH")
     engine = _engine(source)

@@ -8,6 +8,7 @@ import: a quote that was opened and never closed moves the borders of all rows b
 from __future__ import annotations
 
 import csv
+import json
 import threading
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -96,6 +97,20 @@ def _check_header(header: Sequence[str], path: Path, delimiter: str, *, named: b
         raise ParameterError(
             f"{path}:1: the header is not in this encoding; name another in [source]; "
             "`lada data map` looks for it"
+        )
+    # Excel's own line on top of what it writes.
+    if header[0].lower().startswith("sep=") and not any(header[1:]):
+        sign = header[0][len("sep=") :] or delimiter
+        raise ParameterError(
+            f"{path}:1: says which delimiter the file has, and the header stands below; say "
+            f"delimiter = {json.dumps(sign)} and skip_lines = 1 in [source]"
+        )
+    blank = [place for place, name in enumerate(header, start=1) if not name.strip()]
+    if len(blank) > 1:
+        raise ParameterError(
+            f"{path}:1: {len(blank)} columns have no name in the header, first column {blank[0]}; "
+            "name each column, or say as skip_lines in [source] how many lines stand above the "
+            "header"
         )
     twice = [name for name, count in Counter(header).items() if count > 1]
     if twice:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -16,10 +17,11 @@ from itertools import islice
 from pathlib import Path
 from typing import Final
 
+from lada_secure.data.importing.conversion import folded_choice
 from lada_secure.data.importing.delimited import DELIMITERS
 from lada_secure.data.importing.kind_guessing import kind_remarks
 from lada_secure.data.importing.mapping import FORMAT, SourceSettings
-from lada_secure.data.importing.rows import Row
+from lada_secure.data.importing.rows import ListOfObjects, Row
 from lada_secure.data.importing.sources import LOOKED_AT, kind_of, open_source
 from lada_secure.data.importing.text_files import sample, text_form
 from lada_secure.errors import ParameterError, TransportError
@@ -44,7 +46,17 @@ _CALLED: Final[Mapping[str, tuple[str, ...]]] = {
         *("patient.reference", "person", "subject"),
     ),
     "question": (
-        *("question", "prompt", "query", "stem", "text", "sentence", "note", "input"),
+        *(
+            "question",
+            "prompt",
+            "query",
+            "stem",
+            "text",
+            "sentence",
+            "note",
+            "note.0.text",
+            "input",
+        ),
         *("instruction", "frage"),
     ),
     "answer": (
@@ -64,6 +76,9 @@ _COMMA: Final = re.compile(r"[+-]?[0-9]{1,3}(?:\.?[0-9]{3})*,[0-9]+")
 _DATE: Final = re.compile(r"[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{2,4}")
 # An object of JSON, and the key of its first list of objects.
 _LIST: Final = re.compile(rb'\A[\xef\xbb\xbf\s]*\{(?:.*?)"([^"\\]{1,80})"\s*:\s*\[\s*\{', re.DOTALL)
+# What Excel writes above a header.
+_STATED: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
+_TYPE: Final = "resourceType"
 _MOSTLY: Final = 0.8
 # Of the bytes of a text in a Latin script, fewer are letters with accents.
 _ACCENTS: Final = 0.15
@@ -115,17 +130,25 @@ def write_new(path: Path, text: str) -> None:
         raise TransportError(f"cannot write {path}: {error.strerror}") from error
 
 
-def first_mapping(source: str, *, query: str | None) -> Guess:
-    """Look at the first rows of a source. Raises: ParameterError: it cannot be read at all."""
+def first_mapping(source: str, *, query: str | None, sheet: str | None = None) -> Guess:
+    """Look at the first rows of a source.
+
+    Args: query: of a database. sheet: of a workbook, or the split of a saved dataset.
+    Raises: ParameterError: it cannot be read at all.
+    """
     notes = _Notes()
-    settings = _source_settings(source, query, notes)
+    settings = _source_settings(source, query, sheet, notes)
     opened = open_source(source, settings)
     notes.guessed += opened.said
     found = list(islice(opened.read(_all(opened.columns)), LOOKED_AT))
     rows = [row for row in found if isinstance(row, Row)]
     if len(rows) < len(found):
         notes.open.append(f"{len(found) - len(rows)} of the first {len(found)} rows are no rows")
+    settings, rows = _of_one_type(settings, rows, notes)
     names = list(opened.columns or dict.fromkeys(name for row in rows for name in row.cells))
+    # They are no text that a question or an answer could be; what lies in them has its own columns.
+    listed = {name for row in rows for name, one in row.cells.items() if _is_objects(one)}
+    names = [name for name in names if name not in listed]
     lines = [f'format = "{FORMAT}"', "", *_source_lines(settings), "[record]"]
     lines += _record_lines(names, rows, notes)
     lines += [
@@ -143,15 +166,55 @@ def _all(columns: Sequence[str] | None) -> frozenset[str]:
     return frozenset(columns or ())
 
 
-def _source_settings(source: str, query: str | None, notes: _Notes) -> SourceSettings:
+def _is_objects(text: str | None) -> bool:
+    return isinstance(text, ListOfObjects)
+
+
+def _of_one_type(
+    settings: SourceSettings, rows: list[Row], notes: _Notes
+) -> tuple[SourceSettings, list[Row]]:
+    """The rows of one type of resource, where a FHIR file has several."""
+    counts = Counter(kind for row in rows if (kind := row.cells.get(_TYPE)))
+    if len(counts) < 2:
+        return settings, rows
+    # A type whose resources are of somebody, and not the people themselves.
+    of_people = Counter(
+        row.cells[_TYPE] for row in rows if _column(list(row.cells), _CALLED["unit"]) is not None
+    )
+    (chosen, _), *_ = (of_people or counts).most_common()
+    told = ", ".join(f"{kind} {count}" for kind, count in counts.most_common())
+    notes.open.append(f"only: resources of several types ({told}); {chosen} is taken, is it right?")
+    return (
+        settings.model_copy(update={"only": {_TYPE: chosen}}),
+        [row for row in rows if row.cells.get(_TYPE) == chosen],
+    )
+
+
+def _source_settings(
+    source: str, query: str | None, sheet: str | None, notes: _Notes
+) -> SourceSettings:
     kind = kind_of(source, SourceSettings())
+    if query is not None and kind != "sql":
+        raise ParameterError(f"--query: is for a database, and {source} is none; leave it out")
     if kind == "sql":
         return SourceSettings(query=query)
+    if kind == "excel":
+        return SourceSettings(sheet=sheet)
+    if kind == "dataset":
+        return SourceSettings(split=sheet)
+    if sheet is not None:
+        raise ParameterError(
+            f"--sheet: is for a workbook or a saved dataset, and {source} is none; leave it out"
+        )
     path = Path(source)
     if kind not in ("csv", "json", "jsonl") or not path.is_file():
         return SourceSettings()
     encoding = _encoding(path, notes)
     if kind == "csv":
+        first, *_ = [*_sample_lines(path, encoding), ""]
+        if stated := _STATED.fullmatch(first):
+            notes.guessed.append(f"line 1 says delimiter {stated[1]!r}; the header stands below")
+            return SourceSettings(encoding=encoding, delimiter=stated[1], skip_lines=1)
         return SourceSettings(encoding=encoding, delimiter=_delimiter(path, encoding, notes))
     if kind == "json" and (found := _LIST.search(sample(path))):
         # A bundle may list other things first, as its links.
@@ -193,9 +256,13 @@ def _single_byte(raw: bytes) -> str:
     return "cp1252" if best is None else best.encoding
 
 
+def _sample_lines(path: Path, encoding: str | None) -> list[str]:
+    text = sample(path).decode(text_form(path, encoding).encoding, "replace")
+    return text.removeprefix("\ufeff").splitlines()[:20]
+
+
 def _delimiter(path: Path, encoding: str | None, notes: _Notes) -> str:
-    form = text_form(path, encoding)
-    lines = sample(path).decode(form.encoding, "replace").splitlines()[:20]
+    lines = _sample_lines(path, encoding)
     counts = {sign: [line.count(sign) for line in lines if line.strip()] for sign in DELIMITERS}
     # The same number in every line tells more than many in one.
     best = max(DELIMITERS, key=lambda sign: (min(counts[sign]), counts[sign][0]))
@@ -206,12 +273,21 @@ def _delimiter(path: Path, encoding: str | None, notes: _Notes) -> str:
 def _source_lines(settings: SourceSettings) -> Iterator[str]:
     told = {
         name: value
-        for name in ("encoding", "delimiter", "query", "at", "inside")
+        for name in (
+            *("encoding", "delimiter", "skip_lines", "sheet", "split", "query", "at", "inside"),
+        )
         if (value := getattr(settings, name))
     }
-    if told:
+    if told or settings.only:
         yield "[source]"
-        yield from (f"{name} = {_quoted(str(value))}" for name, value in told.items())
+        yield from (
+            f"{name} = {value if isinstance(value, int) else _quoted(value)}"
+            for name, value in told.items()
+        )
+        yield from (
+            f"only = {{ {name} = {_quoted(value)} }}  # OPEN: is it the type that is meant?"
+            for name, value in settings.only.items()
+        )
         yield ""
 
 
@@ -276,10 +352,20 @@ def _answer_lines(
         yield _line("answer", value, f"so in all of {len(pairs)} rows")
         notes.guessed.append(f"answer is {column}, as {fits[0]}")
         return
+    if pairs and all(any(_alike(text, one) for one in there) for text, there in pairs):
+        others = sum(text not in there for text, there in pairs)
+        value = f'{{ column = {_quoted(column)}, match = "folded" }}'
+        yield _line("answer", value, f"OPEN: {others} of {len(pairs)} differ by case or space")
+        notes.open.append(f"answer: {others} differ from a choice by case or space alone")
+        return
     value = f'{{ column = {_quoted(column)}, stands_as = "text" }}'
     told = f"as {' or '.join(fits)}" if fits else "in no way that fits all rows"
     yield _line("answer", value, f"OPEN: it stands {told}")
     notes.open.append(f"answer: {column} stands {told}")
+
+
+def _alike(text: str, choice: str | None) -> bool:
+    return choice is not None and folded_choice(choice) == folded_choice(text)
 
 
 def _number(text: str) -> int:

@@ -26,7 +26,7 @@ from lada_secure.data.tasks import Task, parse_task
 from lada_secure.data.unit_ids import MissingLike, Spellings
 from lada_secure.data.verification import normalised
 from lada_secure.errors import ParameterError
-from lada_secure.storage.toml_tables import parse_table
+from lada_secure.storage.toml_tables import parse_table, unknown_keys
 
 FORMAT: Final = "lada-mapping/1"
 Kind: TypeAlias = Literal["csv", "parquet", "jsonl", "json", "excel", "dataset", "sql"]
@@ -223,7 +223,8 @@ class TaskSettings(_Frozen):
 
     unknown: of yes_no_unknown, the choice that says so. Of number: tolerance is of the gold
     number, absolute in its unit; unit: what every gold answer must have; units: what one of each is
-    in a common one.
+    in a common one. decimal, thousands: the signs in the source's numbers; records have plain ones.
+    decimal None: a point, and a number that may be meant otherwise, as 1.000, makes a reject.
     """
 
     kind: TaskKind
@@ -232,15 +233,22 @@ class TaskSettings(_Frozen):
     absolute: int | float | None = None
     unit: str | None = Field(default=None, min_length=1)
     units: dict[str, int | float] | None = None
+    decimal: Literal[".", ","] | None = None
+    thousands: Literal["", ".", ",", "'", "\u2019", " "] = ""
 
     def task(self) -> Task:
         """As records carry it. Raises: ParameterError: keys of another kind, or no sense."""
-        return parse_task(self.model_dump(exclude_none=True, exclude={"unit"}))
+        return parse_task(
+            self.model_dump(exclude_none=True, exclude={"unit", "decimal", "thousands"})
+        )
 
     @model_validator(mode="after")
     def _of_its_kind(self) -> TaskSettings:
-        if self.unit is not None and self.kind != "number":
-            raise ValueError("unit is of kind number alone")
+        for name in ("unit", "decimal", "thousands"):
+            if getattr(self, name) and self.kind != "number":
+                raise ValueError(f"{name} is of kind number alone")
+        if self.thousands and self.decimal in (None, self.thousands):
+            raise ValueError("thousands needs decimal beside it, which is another sign")
         if self.unit is not None and self.units:
             known = {normalised(name) for name in self.units}
             if normalised(self.unit) not in known:
@@ -365,6 +373,9 @@ def _parsed(form: type[_Form], raw: bytes, where: str) -> _Form:
     except ValidationError as error:
         told = []
         for fault in error.errors(include_url=False, include_input=False):
-            place = ".".join(str(part) for part in fault["loc"]) or "the file"
-            told.append(f"{where}: {place}: {fault['msg']}")
+            *place, last = map(str, fault["loc"] or ("the file",))
+            if fault["type"] == "extra_forbidden":
+                told.append(f"{where}: {unknown_keys([last], place, form)}")
+            else:
+                told.append(f"{where}: {'.'.join((*place, last))}: {fault['msg']}")
         raise ParameterError("\n".join(told)) from error

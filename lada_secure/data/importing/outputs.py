@@ -55,13 +55,17 @@ class OutputFolder:
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises: TransportError: the folder cannot be made."""
+        """Raises: ParameterError: it is a file. TransportError: the folder cannot be made."""
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
         try:
             folder.mkdir(parents=True, exist_ok=True)
             for name in _ALL:
                 sweep_parts(folder, pattern=f".{name}.*")
+        except (FileExistsError, NotADirectoryError) as error:
+            raise ParameterError(
+                f"--out {folder}: expected a folder, got a file on the way; name another"
+            ) from error
         except OSError as error:
             raise TransportError(f"cannot write {folder}: {error.strerror}") from error
 

@@ -27,13 +27,15 @@ class NearCounts:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Figures:
-    """Counts of an import. passed_over: rows that [source] only leaves out. reasons: rejects by
+    """Counts of an import. passed_over: rows that [source] only leaves out. held_out_share: as the
+    mapping says it. reasons: rejects by
     code. looks: records whose text may not be meant so, by what it looks like."""
 
     rows: int
     passed_over: int
     records: int
     held_out: int
+    held_out_share: float
     reasons: Mapping[str, int]
     units: UnitCounts
     looks: Mapping[str, int]
@@ -53,7 +55,7 @@ def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step
 
     units = figures.units
     near = figures.near
-    return {
+    found = {
         "format": FORMAT,
         "counts_rounded_up_to": step,
         "source": list(said),
@@ -69,6 +71,8 @@ def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step
             "by_records": {name: up(count) for name, count in units.by_size},
             "most_records_of_one": up(units.most),
             "in_several_spellings": up(units.spelled_otherwise),
+            "may_be_one_person": up(units.alike),
+            "may_be_nobody": up(units.placeholders),
             "cut_by_cap": up(units.cut_units),
             "records_cut_by_cap": up(units.cut_records),
         },
@@ -82,6 +86,33 @@ def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step
             "out_of": up(near.of_all),
         },
     }
+    return found | {"warnings": list(_warnings(found, held_out_share=figures.held_out_share))}
+
+
+def _warnings(told: Mapping[str, Any], *, held_out_share: float) -> Iterator[str]:
+    """What the guarantee or a test may miss, and what to do."""
+    units = told["units"]
+    if units["may_be_one_person"]:
+        yield (
+            f"{units['may_be_one_person']:,} units may be one person with another one: they differ "
+            'by leading zeros, a ".0" at the end, or what stands before the last "/" alone. Each '
+            "is protected as a person of its own, and may be held out while the other is trained "
+            "on. If they are one person, take the filter plain_id in [record.unit], as template = "
+            "\"{{ row['the column'] | plain_id }}\" (reference for references of FHIR)"
+        )
+    if units["may_be_nobody"]:
+        yield (
+            f"{units['may_be_nobody']:,} unit(s) look like a placeholder (as 0, 9999999, test) and "
+            "have far more records than others: people who share one are protected as one. Name "
+            "the person of each record, or reject such rows in [record.unit], as template = "
+            "\"{% if row['the column'] != '0' %}{{ row['the column'] }}{% endif %}\""
+        )
+    if held_out_share and told["records"] and not told["held_out"]:
+        yield (
+            f"nobody of {units['units']:,} unit(s) is held out, though [split] held_out is "
+            f"{held_out_share:g}, so there is no held-out.jsonl: a keyed hash decides for each "
+            "unit alone. Name a larger share, or import more people"
+        )
 
 
 def sentences(told: Mapping[str, Any]) -> Iterator[str]:

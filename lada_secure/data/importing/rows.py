@@ -31,6 +31,7 @@ REASONS: Final[Mapping[str, str]] = {
     "not-json": "the line is not one JSON object",
     "key-twice": "an object has the same key twice; which value counts is unclear",
     "cell-empty": "a cell that is needed is empty",
+    "list-of-objects": "the cell is a list of objects; name a path in it, as note.0.text",
     "cell-too-long": "a cell has more than 64 KiB, more than a record may have",
     "value-unknown": "the value is not in the table `values` of the mapping",
     "template-failed": "a filter of the template cannot read the value",
@@ -45,9 +46,11 @@ REASONS: Final[Mapping[str, str]] = {
     "answer-looks-missing": "the answer is a word for a missing value; "
     'missing_like = "meant" in [record.answer] keeps it',
     "answer-of-many-lines": "the answer of an open question must stand in one line",
-    "answer-no-number": "the answer of a task of kind number begins with no number",
+    "answer-no-number": "the answer of a task of kind number is not one number and its unit",
+    "answer-number-unclear": "the number may have a decimal comma or thousands separators; say how "
+    'numbers are written, as decimal = "," and thousands = "." in [task]',
     "answer-other-unit": "the answer has another unit than [task] says",
-    "unit-looks-missing": "the unit is a word for a missing value; "
+    "unit-looks-missing": "the unit is a word for a missing value or for nobody; "
     'missing_like = "meant" in [record.unit] keeps it',
     "unit-in-exponent-form": "the unit is a number like 1.2E+15: a spreadsheet cut its digits",
     "unit-spelled-otherwise": "another row spells this unit otherwise; spell it alike, or say "
@@ -93,6 +96,12 @@ class Source:
     read: Callable[[frozenset[str]], Iterator[Row | Reject]]
 
 
+class ListOfObjects(str):
+    """The JSON of a list of objects: a cell that is there, and no text for a model to read."""
+
+    __slots__ = ()
+
+
 class KeyTwice(ValueError):
     """An object with the same key twice."""
 
@@ -110,7 +119,7 @@ def text_of(value: object) -> str | None:
 
     Text as it is; dates and times in ISO 8601; true and false; decimals with all their digits;
     floats with the fewest digits that read back the same, whole ones without a point, NaN as "nan";
-    lists and objects as JSON.
+    lists and objects as JSON, empty ones as nothing.
     """
     if value is None or isinstance(value, str):
         return value or None
@@ -126,7 +135,11 @@ def text_of(value: object) -> str | None:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, list | tuple | dict):
-        return json.dumps(value, ensure_ascii=False, default=text_of)
+        if not value:
+            return None
+        text = json.dumps(value, ensure_ascii=False, default=text_of)
+        listed = not isinstance(value, dict) and any(isinstance(one, Mapping) for one in value)
+        return ListOfObjects(text) if listed else text
     return str(value)
 
 

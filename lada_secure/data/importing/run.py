@@ -38,7 +38,7 @@ from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import Record, parse_records, read_pool, record_line
-from lada_secure.data.unit_ids import canonical_unit
+from lada_secure.data.unit_ids import canonical_unit, is_placeholder, likeness
 from lada_secure.errors import LadaError
 from lada_secure.storage.whole_files import read_file
 
@@ -240,6 +240,7 @@ class _Writing:
             records=self._records,
             held_out=self._held_out,
             reasons=dict(self._reasons),
+            held_out_share=self._mapping.split.held_out,
             units=self._seen.units(cap=cap, held_out=self._mapping.split.held_out),
             looks=dict(self._looks),
             near=near,
@@ -276,7 +277,15 @@ class _Writing:
     def _write(self, one: Candidate, line: bytes) -> None:
         fields = self._mapping.record
         digest = unit_digest(one.canonical, salt=self._salt)
-        first = self._seen.add_unit(digest, one.record.unit)
+        first, new = self._seen.add_unit(digest, one.record.unit)
+        if new:
+            whole, last = likeness(one.canonical)
+            self._seen.add_likeness(
+                digest,
+                unit_digest(whole, salt=self._salt),
+                unit_digest(last, salt=self._salt),
+                placeholder=is_placeholder(one.canonical),
+            )
         reason, column = "", ""
         if first != one.record.unit and fields.unit.spellings != "different_people":
             if fields.unit.spellings == "refuse":

@@ -114,6 +114,11 @@ def _check(needed: frozenset[str], there: Iterable[str], where: str) -> None:
         told = ", ".join(repr(name[:40]) for name in near)
         raise ParameterError(
             f"{where}: has no column {column!r}, which the mapping names; "
-            + (f"near it are {told}" if near else f"it has {len(names)} others; is there a header?")
-            + ". `lada data map` shows them"
+            + (
+                f"near it are {told}"
+                if near
+                else f"it has {len(names)} others. Is there a header, and does it stand in the "
+                "first line? [source] skip_lines says how many stand above it"
+            )
+            + ". `lada data map` shows the columns"
         )

@@ -63,8 +63,8 @@ def _sheet_name(names: list[str], path: Path, settings: SourceSettings) -> str:
         return names[0]
     if settings.sheet not in names:
         raise ParameterError(
-            f"{path}: has the sheets {', '.join(names)}; name one as [source] sheet, got "
-            f"{settings.sheet!r}"
+            f"{path}: has the sheets {', '.join(names)}; name one as [source] sheet (`lada data "
+            f"map`: --sheet){'' if settings.sheet is None else f', got {settings.sheet!r}'}"
         )
     return str(settings.sheet)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any, Final
@@ -17,6 +18,8 @@ from typing import Any, Final
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from lada_secure.data.importing.rows import ListOfObjects
+from lada_secure.data.unit_ids import plain_id
 from lada_secure.errors import ParameterError
 
 MAX_TEMPLATE_CHARACTERS: Final = 8 * 1024
@@ -47,7 +50,7 @@ _ALLOWED: Final[tuple[type[nodes.Node], ...]] = (
 _OF_JINJA: Final = (
     *("default", "d", "trim", "lower", "upper", "capitalize", "title", "striptags", "length"),
 )
-_OWN: Final = ("after", "before", "date", "hash", "number", "replace")
+_OWN: Final = ("after", "before", "date", "hash", "number", "plain_id", "reference", "replace")
 # Names that mean something to jinja2; columns of these names are reached through `row`.
 _TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
 MAX_TEXT_CHARACTERS: Final = 64 * 1024
@@ -61,6 +64,22 @@ class Unusable(ValueError):
     def __init__(self, reason: str) -> None:
         super().__init__(reason)
         self.reason = reason
+
+
+# What is shown between braces, up to its filters.
+_SHOWN: Final = re.compile(r"\{\{([^{}|'\"()\[\]~]+)")
+_REFERENCE: Final = re.compile(
+    r"(?:(https?://[^\s#]+)/)?([A-Z][A-Za-z]+/[A-Za-z0-9.-]+)(?:/_history/[A-Za-z0-9.-]+)?"
+)
+# The digits of a number with all signs that stand within one somewhere.
+NUMERAL: Final = re.compile(r"[.,]?\d(?:[\d.,'\u2019\s]*\d)?")
+
+
+class _Unreadable:
+    """A list of objects in a template: it is there, and cannot be written."""
+
+    def __str__(self) -> str:
+        raise Unusable("list-of-objects")
 
 
 def number(text: object, decimal: str = ".", thousands: str = "") -> str:
@@ -78,6 +97,17 @@ def number(text: object, decimal: str = ".", thousands: str = "") -> str:
     sign, whole, part = found.groups()
     whole = whole.replace(thousands, "") if thousands else whole
     return f"{'-' if sign == '-' else ''}{whole}{'.' + part if part else ''}"
+
+
+def with_plain_number(text: str, decimal: str, thousands: str) -> str:
+    """A text with its first number in plain digits. Raises: ValueError: see `number`."""
+
+    def plain(found: re.Match[str]) -> str:
+        written = unicodedata.normalize("NFKC", found.group())
+        # A number may begin with its decimal sign.
+        return number("0" * written.startswith(decimal) + written, decimal, thousands)
+
+    return NUMERAL.sub(plain, text, count=1)
 
 
 def date(text: object, form: str) -> str:
@@ -122,6 +152,33 @@ def hashed(text: object) -> str:
     return hashlib.sha256(str(text).encode("utf-8")).hexdigest()[:24]
 
 
+class References:
+    """References of FHIR to one server's resources, as Type/id.
+
+    The base of the first whole URL is the server's. Two servers may have a Patient/14 each, so a
+    reference to another one is refused, as is one that has a meaning in its own resource alone.
+    A urn:uuid: or urn:oid: stays, for nobody else has it.
+    """
+
+    def __init__(self) -> None:
+        self._base: str | None = None
+
+    def read(self, text: object) -> str:
+        """Type/id. Raises: ValueError: not such a reference."""
+        given = str(text).strip()
+        if given.startswith(("urn:uuid:", "urn:oid:")):
+            return given
+        found = _REFERENCE.fullmatch(given)
+        if found is None:
+            raise ValueError
+        base, own = found.groups()
+        if base is not None and self._base is None:
+            self._base = base
+        if base not in (None, self._base):
+            raise ValueError
+        return own
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
     environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, autoescape=False)
     environment.globals.clear()
@@ -133,6 +190,8 @@ def _environment() -> ImmutableSandboxedEnvironment:
         "date": date,
         "hash": hashed,
         "number": number,
+        "plain_id": lambda text: plain_id(str(text)),
+        "reference": References().read,
         "replace": replace,
     }
     environment.filters.update(kept, **{name: _defined(read) for name, read in own.items()})
@@ -155,7 +214,8 @@ def _defined(read: Any) -> Any:
 
 class RowTemplate:
     """A template that was read. columns: those it names, sorted. needed: those without which it
-    cannot be filled: it neither asks whether they are defined nor has a default for them."""
+    cannot be filled: it neither asks whether they are defined nor has a default for them. filters:
+    those it applies."""
 
     def __init__(self, text: str) -> None:
         """Raises: ParameterError: not a template, or one that asks for more than it may."""
@@ -166,20 +226,27 @@ class RowTemplate:
         environment = _environment()
         try:
             parsed = environment.parse(text)
-            self.columns = tuple(sorted(_columns(parsed)))
+            self.columns = tuple(sorted(_columns(parsed, text)))
             self.needed = frozenset(self.columns) - _guarded(parsed)
+            self.filters = frozenset(one.name for one in parsed.find_all(nodes.Filter))
             self._template = environment.from_string(parsed)
         except (TemplateError, RecursionError) as error:
-            raise ParameterError(f"template: {error}") from error
+            raise ParameterError(f"template: {error}{_odd_name(text)}") from error
 
     def fill(self, cells: Mapping[str, str | None]) -> str:
         """The text for a row; an empty cell is undefined, so `default` works on it.
 
-        Raises: Unusable: "cell-empty" or "template-failed".
+        Raises: Unusable: "cell-empty", "list-of-objects" or "template-failed".
         """
-        known = {name: text for name in self.columns if (text := cells.get(name))}
+        known = {
+            name: _Unreadable() if isinstance(text, ListOfObjects) else text
+            for name in self.columns
+            if (text := cells.get(name))
+        }
         try:
             return self._template.render({**known, ROW: known})
+        except Unusable:
+            raise
         except UndefinedError as error:
             raise Unusable("cell-empty") from error
         except Exception as error:
@@ -187,7 +254,16 @@ class RowTemplate:
             raise Unusable("template-failed") from error
 
 
-def _columns(parsed: nodes.Template) -> set[str]:
+def _odd_name(text: str) -> str:
+    """How the first column whose name is none of jinja2 is reached; empty where there is none."""
+    for shown in _SHOWN.findall(text):
+        name = shown.strip("- \t\r\n")
+        if not name.isidentifier() and any(map(str.isalpha, name)) and " if " not in name:
+            return f"; a column called {name} is row['{name}']"
+    return ""
+
+
+def _columns(parsed: nodes.Template, text: str) -> set[str]:
     found: set[str] = set()
     bare = 0
     for node in parsed.find_all(nodes.Node):
@@ -195,7 +271,7 @@ def _columns(parsed: nodes.Template) -> set[str]:
             raise ParameterError(
                 f"template, line {node.lineno}: {type(node).__name__.lower()} is not allowed; "
                 "expected columns as {{ name }} or {{ row['any name'] }}, {% if %}, comparisons, "
-                f"and the filters {', '.join((*_OF_JINJA, *_OWN))}"
+                f"and the filters {', '.join((*_OF_JINJA, *_OWN))}{_odd_name(text)}"
             )
         if isinstance(node, nodes.Getitem):
             found.add(_of_row(node))

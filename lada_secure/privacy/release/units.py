@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text
 from lada_secure.data.records import Record, RecordFile, record_line
-from lada_secure.data.unit_ids import MissingLike, Spellings, canonical_unit, looks_missing
+from lada_secure.data.unit_ids import MissingLike, Spellings, canonical_unit, names_nobody
 from lada_secure.errors import ParameterError
 
 MIN_FINGERPRINT_KEY_BYTES = 16
@@ -31,7 +31,7 @@ def unit_faults(
         spelled.setdefault(record.unit, []).append(line)
     for canonical, spelled in groups.items():
         lines = sorted(line for found in spelled.values() for line in found)
-        if looks_missing(canonical) and missing_like == "refuse":
+        if names_nobody(canonical) and missing_like == "refuse":
             faults.append(
                 Fault(
                     line=lines[0],

@@ -25,7 +25,7 @@ from lada_secure.canonical import canonical_json
 from lada_secure.data.record_faults import Fault, lines_text, refuse
 from lada_secure.data.record_oddities import warn_of_oddities
 from lada_secure.data.records import RecordFile, inspect_records
-from lada_secure.data.unit_ids import canonical_unit
+from lada_secure.data.unit_ids import canonical_unit, likeness
 from lada_secure.errors import LadaError, ParameterError
 from lada_secure.privacy.release.units import Unit, bound_units, unit_faults
 from lada_secure.storage.whole_files import write_atomically
@@ -81,10 +81,21 @@ def _file_faults(file: RecordFile | None, policy: SitePolicy) -> Iterator[tuple[
 def _warn_of_overlap(records: RecordFile, held_out: RecordFile) -> None:
     ids = {one.record_id for one in records.records}
     units = {canonical_unit(one.unit) for one in records.records}
+    wholes = {likeness(one)[0] for one in units}
+    parts = wholes | {likeness(one)[1] for one in units}
+
+    def alike(unit: str) -> bool:
+        whole, last = likeness(unit)
+        return unit not in units and (whole in parts or last in wholes)
+
     told = list(zip(held_out.records, held_out.lines, strict=True))
     for what, lines in (
         ("record_id", [line for one, line in told if one.record_id in ids]),
         ("unit", [line for one, line in told if canonical_unit(one.unit) in units]),
+        (
+            "unit, but for leading zeros or what stands before a slash,",
+            [line for one, line in told if alike(canonical_unit(one.unit))],
+        ),
     ):
         if lines:
             logger.warning(

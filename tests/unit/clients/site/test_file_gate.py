@@ -377,3 +377,18 @@ def test_a_fault_at_the_review_posts_nothing_and_leaves_nothing_in_the_ledger(
     assert [str(kind) for kind in posted] == ["ledger", "acceptance"]
     # The ledger had the approval already.
     assert book.entries() == before
+
+
+def test_people_in_several_forms_and_placeholders_are_warnings_without_ids(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    forms = [line_of(record_id=f"a{at}", unit=one) for at, one in enumerate(("007", "7.0"))]
+    same = [line_of(record_id=f"b{at}", unit="9999") for at in range(9)]
+    written(tmp_path, *forms, *same)
+    write_json_lines(tmp_path / "held-out.jsonl", [record(20, unit="ward/7"), record(21)])
+    check_files(site_settings(tmp_path, held_out=tmp_path / "held-out.jsonl"), site_policy())
+    assert "2 units may be one person with another one (as on lines 5, 6)" in caplog.text
+    assert "1 unit(s) look like a placeholder" in caplog.text
+    assert "1 record(s) share a unit, but for leading zeros or what stands" in caplog.text
+    assert "007" not in caplog.text
+    assert "9999" not in caplog.text

@@ -47,6 +47,8 @@ def record(task: Task | None, choices: tuple[str, ...] = (), answer: str = "5 mg
         ("5 ml", "other unit"),
         ("9 ml", "off"),
         ("five", "no number"),
+        ("5,25 mg", "no number"),
+        ("5-6 mg", "no number"),
         ("1e9999 g", "off"),
         (f"{'9' * 5000} mg", "off"),
     ],
@@ -107,7 +109,8 @@ def test_what_makes_no_kind_is_refused(fields: dict[str, object]) -> None:
     ("bad", "told"),
     [
         (record(Number(), ("a", "b"), "a"), "a task of kind number has no choices"),
-        (record(Number(), answer="five"), "begins with no number"),
+        (record(Number(), answer="five"), "is no number with a decimal point"),
+        (record(Number(), answer="7,5"), "is no number with a decimal point"),
         (record(Classification()), "a task of kind classification needs choices"),
         (record(YesNoUnknown(unknown="?"), ("a", "b"), "a"), "has 3 choices, got 2"),
         (record(YesNoUnknown(unknown="?"), ("a", "b", "c"), "a"), "is none of the choices"),

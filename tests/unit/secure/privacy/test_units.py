@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from lada_secure.canonical import canonical_json
 from lada_secure.data.records import Record, RecordFile
-from lada_secure.data.unit_ids import canonical_unit
+from lada_secure.data.unit_ids import alike_units, canonical_unit, likeness, plain_id
 from lada_secure.errors import ParameterError
 from lada_secure.privacy.release.units import (
     Unit,
@@ -181,3 +181,27 @@ def test_the_fingerprint_depends_on_data_and_key_but_not_on_order() -> None:
     assert population_fingerprint(RECORDS, key=KEY + b"!") != fingerprint
     with pytest.raises(ParameterError, match=r"^key: .*got 15"):
         population_fingerprint(RECORDS, key=b"x" * 15)
+
+
+@pytest.mark.parametrize(
+    ("alike", "others"),
+    [
+        ({"007", "7", "7.0"}, {"8", "70"}),
+        ({"patient/14", "http://kis/fhir/patient/14"}, {"patient/15"}),
+        ({"http://a/patient/14", "http://b/patient/14/_history/3"}, {"group/14"}),
+        ({"patient/14", "14"}, {"15"}),
+        ({"p-007", "p-7"}, {"q-7"}),
+        (set(), {"123/2024", "124/2024"}),
+        (set(), {"1.05", "1.5"}),
+    ],
+)
+def test_units_that_may_be_one_person_are_found(alike: set[str], others: set[str]) -> None:
+    assert alike_units(alike | others) == alike
+
+
+@given(st.sampled_from(["", "ward/", "http://kis/fhir/Patient/"]), st.integers(0, 9999))
+def test_the_filter_of_an_import_makes_one_unit_of_what_is_warned_of(before: str, own: int) -> None:
+    forms = [f"{before}{own}", f"{before}{own:07d}", f"{before}{own}.0", str(own)]
+    assert {plain_id(one) for one in forms} == {str(own)}
+    assert len({likeness(canonical_unit(one))[1] for one in forms}) == 1
+    assert alike_units(map(canonical_unit, forms)) == set(map(canonical_unit, forms))

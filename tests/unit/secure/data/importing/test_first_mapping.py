@@ -15,6 +15,7 @@ from lada_secure.data.importing.guessing import (
     presets,
     write_new,
 )
+from lada_secure.data.importing.kind_guessing import kind_remarks
 from lada_secure.data.importing.mapping import SourceSettings, parse_mapping
 from lada_secure.data.importing.rows import Row
 from lada_secure.data.importing.run import ImportRequest, run_import
@@ -28,6 +29,9 @@ def imported(tmp_path: Path, source: str, mapping: str) -> tuple[Record, ...]:
     asked = ImportRequest(source=source, mapping=tmp_path / "mapping.toml", out=tmp_path / "out")
     run_import(asked, progress=lambda _: None)
     return inspect_records(asked.out / "records.jsonl").records
+
+
+NUMBER = {"kind": "number", "tolerance": 0.05}
 
 
 def written(tmp_path: Path, name: str, content: str, encoding: str = "utf-8") -> str:
@@ -74,7 +78,13 @@ def test_an_encoding_is_guessed_for_the_mapping_and_said(tmp_path: Path) -> None
     [
         (["good", "bad"], {"kind": "classification"}),
         (["yes", "no", "maybe"], {"kind": "yes_no_unknown", "unknown": "maybe"}),
-        ([f"{one},5 mg" for one in range(9)], {"kind": "number", "tolerance": 0.05}),
+        ([f"{one}.5 mg" for one in range(9)], NUMBER | {"decimal": "."}),
+        ([f"{one},5 mg" for one in range(9)], NUMBER | {"decimal": ","}),
+        (
+            [f"{one}.000,5 mg" for one in range(1, 9)],
+            NUMBER | {"decimal": ",", "thousands": "."},
+        ),
+        ([f"{one} mg" for one in range(9)], NUMBER),
         ([f"text {one}" for one in range(9)], None),
     ],
 )
@@ -89,10 +99,16 @@ def test_a_kind_is_proposed_as_a_comment_that_works_once_it_is_none(
     task = "\n".join(line for line in lines if line not in choices)
     text = guess.text.replace("[split]", "\n".join((*choices, task, "", "[split]")))
     found = parse_mapping(text.encode(), where="m")
-    assert (found.task and found.task.model_dump(exclude_none=True)) == proposed
+    assert (found.task and found.task.model_dump(exclude_unset=True)) == proposed
     if choices:
         assert found.record.choices is not None
         assert found.record.choices.constant == tuple(sorted(answers))
+
+
+def test_a_comma_in_numbers_is_told_and_asked_about_where_it_may_be_either() -> None:
+    mixed = "\n".join(kind_remarks(["1,5 mg", "0,25 mg", "1.000,0 mg"]))
+    assert '#   decimal = ","\n#   thousands = "."' in mixed
+    assert 'decimal = "."  # OPEN: or decimal = ","?' in "\n".join(kind_remarks(["1.000", "2.500"]))
 
 
 def test_a_column_name_cannot_leave_its_comment(tmp_path: Path) -> None:
@@ -223,7 +239,8 @@ def test_omop_tables_are_joined_by_the_ready_query(tmp_path: Path) -> None:
         INSERT INTO person VALUES (1, 8507, 1950), (2, 8532, 1980);
         INSERT INTO visit_occurrence VALUES (7, 9201);
         INSERT INTO condition_occurrence VALUES (11, 1, 440674, '2025-03-04', 7),
-          (12, 2, 4266367, '2025-03-05', NULL), (13, 2, 0, '2025-03-05', NULL);
+          (12, 2, 4266367, '2025-03-05', NULL), (13, 2, 0, '2025-03-05', NULL),
+          (14, 3, 440674, '2025-03-06', NULL), (15, 2, 999, '2025-03-06', NULL);
     """)
     base.commit()
     base.close()
@@ -232,7 +249,11 @@ def test_omop_tables_are_joined_by_the_ready_query(tmp_path: Path) -> None:
     assert [(one.unit, one.answer) for one in records] == [
         ("person 1", "Gout"),
         ("person 2", "Influenza"),
+        ("person 3", "Gout"),
     ]
+    told = json.loads((tmp_path / "out" / "import-report.json").read_bytes())
+    assert (told["rows"], told["passed_over"], told["rejected"]) == (10, 10, 0)
+    assert records[2].question.startswith("person, seen on 2025-03-06. ")
     assert records[0].question == (
         "male, born in 1950, seen on 2025-03-04, inpatient visit. Which condition was recorded?"
     )
@@ -266,6 +287,109 @@ def test_fhir_comes_as_a_bundle_and_as_ndjson(form: str, tmp_path: Path) -> None
     assert records[3].question == "The toe hurts for 3 days.\nWhich condition is it?"
     assert records[3].answer == "Gout"
     assert ('at = "entry"' in first_mapping(source, query=None).text) == (form == "bundle")
+
+
+def test_one_patient_with_and_without_the_server_is_one_unit(tmp_path: Path) -> None:
+    resources = [fhir(14), fhir(15)]
+    resources[1]["subject"]["reference"] = "http://kis/fhir/Patient/14"
+    source = written(tmp_path, "b.ndjson", "\n".join(map(json.dumps, resources)))
+    mapping = preset_mapping("fhir-conditions").replace("held_out = 0.2", "held_out = 0.0")
+    records = imported(tmp_path, source, mapping.replace('at = "entry"\ninside = "resource"\n', ""))
+    assert [one.unit for one in records] == ["Patient/14", "Patient/14"]
+
+
+def test_a_list_of_objects_is_no_question_and_one_type_of_a_bundle_is_taken(
+    tmp_path: Path,
+) -> None:
+    resources = [{"resourceType": "Patient", "id": str(one)} for one in range(9)]
+    resources += [fhir(one) | {"code": {"text": "Gout"}} for one in range(5)]
+    resources.append(resources[-1] | {"id": "c5", "note": []})
+    entries = [{"resource": one} for one in resources]
+    source = written(tmp_path, "b.json", json.dumps({"resourceType": "Bundle", "entry": entries}))
+    guess = first_mapping(source, query=None)
+    mapping = parse_mapping(guess.text.encode(), where="m")
+    assert mapping.source.only == {"resourceType": "Condition"}
+    assert any("Patient 9, Condition 6" in one for one in guess.open)
+    assert mapping.record.question.column == "note.0.text"
+
+
+@pytest.mark.parametrize(
+    "question",
+    ['"note"', """{ template = "{{ note }}" }""", """{ template = "{{ note | trim }}" }"""],
+)
+def test_objects_and_empty_lists_make_no_question(question: str, tmp_path: Path) -> None:
+    notes = [[{"text": "It hurts."}], [], ["It", "hurts."]]
+    rows = [{"unit": f"p{at}", "note": note, "answer": "a"} for at, note in enumerate(notes)]
+    source = written(tmp_path, "c.jsonl", "\n".join(map(json.dumps, rows)))
+    text = f'format = "lada-mapping/1"\n[record]\nunit = "unit"\nquestion = {question}\n'
+    (tmp_path / "mapping.toml").write_text(text + 'answer = "answer"\n', encoding="utf-8")
+    told = run_import(
+        ImportRequest(
+            source=source, mapping=tmp_path / "mapping.toml", out=tmp_path / "o", most_rejects=0.9
+        ),
+        progress=lambda _: None,
+    )
+    assert told["rejected_by_reason"] == {"cell-empty": 1, "list-of-objects": 1}
+    assert inspect_records(tmp_path / "o" / "records.jsonl").records[0].question == (
+        '["It", "hurts."]'
+    )
+
+
+def test_a_template_may_ask_whether_there_is_a_list_of_objects(tmp_path: Path) -> None:
+    question = "{% if note is defined %}{{ row['note.0.text'] }}{% endif %}"
+    source = written(tmp_path, "b.ndjson", json.dumps(fhir(1)))
+    text = 'format = "lada-mapping/1"\n[record]\nunit = "id"\nanswer = "id"\n'
+    records = imported(tmp_path, source, text + f'question = {{ template = "{question}" }}\n')
+    assert records[0].question == "The toe hurts for 1 days."
+
+
+def test_the_line_that_excel_writes_above_a_header_is_read(tmp_path: Path) -> None:
+    source = written(tmp_path, "c.csv", "sep=;\npatient;question;answer\np1;Q?;a\n")
+    text = first_mapping(source, query=None).text.replace("0.2", "0.0")
+    assert 'delimiter = ";"\nskip_lines = 1' in text
+    assert len(imported(tmp_path, source, text)) == 1
+    for settings in (SourceSettings(), SourceSettings(delimiter=";")):
+        with pytest.raises(ParameterError, match='delimiter = ";" and skip_lines = 1'):
+            open_source(source, settings)
+
+
+def test_columns_without_names_are_told_as_such(tmp_path: Path) -> None:
+    source = written(tmp_path, "c.csv", "patient,,,answer\np1,Q?,x,a\n")
+    with pytest.raises(
+        ParameterError, match="2 columns have no name in the header, first column 2"
+    ):
+        open_source(source, SourceSettings())
+
+
+def test_a_sheet_is_named_where_there_are_several(tmp_path: Path) -> None:
+    import openpyxl
+
+    book = openpyxl.Workbook()
+    book.active.append(["remark"])
+    for row in (["patient", "question", "answer"], ["p1", "Q?", "a"]):
+        (book["Cases"] if "Cases" in book else book.create_sheet("Cases")).append(row)
+    book.save(tmp_path / "c.xlsx")
+    source = str(tmp_path / "c.xlsx")
+    with pytest.raises(ParameterError, match=r"`lada data map`: --sheet\)$"):
+        first_mapping(source, query=None)
+    text = first_mapping(source, query=None, sheet="Cases").text.replace("0.2", "0.0")
+    assert len(imported(tmp_path, source, text)) == 1
+    with pytest.raises(ParameterError, match="--sheet: is for a workbook"):
+        first_mapping(written(tmp_path, "c.csv", "a,b\n1,2\n"), query=None, sheet="Cases")
+
+
+def test_a_database_without_a_query_is_told_where_to_name_it(tmp_path: Path) -> None:
+    with pytest.raises(ParameterError, match="--query"):
+        first_mapping(f"sqlite:///{tmp_path / 'a.sqlite'}", query=None)
+
+
+def test_answers_that_differ_from_a_choice_by_case_or_space_are_told(tmp_path: Path) -> None:
+    content = "patient,question,opa,opb,answer\np1,Q?,Flu,Gout,gout\np2,R?,Flu,Gout,Flu\n"
+    source = written(tmp_path, "c.csv", content)
+    guess = first_mapping(source, query=None)
+    assert "answer: 1 differ from a choice by case or space alone" in guess.open
+    records = imported(tmp_path, source, guess.text.replace("0.2", "0.0"))
+    assert [one.answer for one in records] == ["Gout", "Flu"]
 
 
 def test_every_preset_is_a_mapping() -> None:

@@ -106,3 +106,28 @@ def test_a_library_that_is_missing_is_named_with_its_extra(monkeypatch: pytest.M
     done = lada("import", "c.xlsx", "--mapping", "m.toml", "--out", "o")
     assert "pip install 'lada-secure[import]'" in str(done.exception)
     assert status(done) == 2
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_key_that_nobody_knows_is_told_with_the_nearest_one() -> None:
+    text = MAPPING.replace("question =", "qestion =") + "[task]\nkind = 'number'\ntolerence = 1\n"
+    Path("m.toml").write_text(text, encoding="utf-8")
+    told = str(lada("import", "c.csv", "--mapping", "m.toml", "--out", "o").exception)
+    assert "m.toml: unknown key 'record.qestion'; known keys are answer, choices, " in told
+    assert "did you mean record.question?" in told
+    assert "did you mean task.tolerance?" in told
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_file_in_place_of_the_folder_is_a_mistake() -> None:
+    for out in ("c.csv", "c.csv/o"):
+        done = lada("import", "c.csv", "--mapping", "m.toml", "--out", out)
+        assert status(done) == 2
+        assert f"--out {out}: expected a folder, got a file" in str(done.exception)
+
+
+@pytest.mark.usefixtures("folder")
+def test_warnings_are_on_the_screen() -> None:
+    Path("c.csv").write_text("unit,question,answer\n7,Q?,a\n007,R?,b\n", encoding="utf-8")
+    done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o")
+    assert "warning: 2 units may be one person with another one" in done.stderr

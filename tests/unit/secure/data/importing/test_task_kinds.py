@@ -32,8 +32,8 @@ def mapped(of: str, task: str = "") -> str:
     )
 
 
-def imported(tmp_path: Path, mapping: str) -> tuple[dict[str, Any], Path]:
-    (tmp_path / "cases.csv").write_text(TABLE, encoding="utf-8")
+def imported(tmp_path: Path, mapping: str, table: str = TABLE) -> tuple[dict[str, Any], Path]:
+    (tmp_path / "cases.csv").write_text(table, encoding="utf-8")
     (tmp_path / "mapping.toml").write_text(mapping, encoding="utf-8")
     (tmp_path / "mapping.salt").write_text("05" * 32 + "\n", encoding="utf-8")
     (tmp_path / "mapping.salt").chmod(0o600)
@@ -77,6 +77,54 @@ def test_a_number_needs_one_and_a_unit_that_can_be_compared(tmp_path: Path) -> N
     assert told["rejected_by_reason"] == {"answer-no-number": 1, "answer-other-unit": 2}
 
 
+COMMA = 'decimal = ","\nthousands = "."\n'
+
+
+@pytest.mark.parametrize(
+    ("answer", "task", "becomes"),
+    [
+        ("7,5", "", "answer-number-unclear"),
+        ("0,5 mg", "", "answer-number-unclear"),
+        ("1,5 mg", 'unit = "mg"', "answer-number-unclear"),
+        ("1.000 mg", "", "answer-number-unclear"),
+        ("1,000 mg", "", "answer-number-unclear"),
+        ("12 000", "", "answer-number-unclear"),
+        ("1.000,5", "", "answer-number-unclear"),
+        ("5-6", "", "answer-no-number"),
+        ("5 to 6 mg", "", "answer-no-number"),
+        ("0.125 mg", "", "0.125 mg"),
+        ("1,234.0 mg", "", "1,234.0 mg"),
+        ("80/min", "", "80/min"),
+        ("4.2 x 10^9/l", 'unit = "x 10^9/l"', "4.2 x 10^9/l"),
+        ("1.000 mg", 'decimal = "."\n', "1.000 mg"),
+        ("1,5 mg", COMMA, "1.5 mg"),
+        ("-,5 mg", COMMA, "-0.5 mg"),
+        ("1.000,5 mg", COMMA, "1000.5 mg"),
+        ("1.000 mg", COMMA, "1000 mg"),
+        ("1.000 mg", 'decimal = ","\n', "answer-number-unclear"),
+        ("1\u202f000,5 mg", 'decimal = ","\nthousands = " "', "1000.5 mg"),
+        ("1.5 mg", COMMA, "answer-number-unclear"),
+        ("5,5-6 mg", COMMA, "answer-no-number"),
+    ],
+)
+def test_a_number_is_one_of_the_form_that_is_said_or_no_answer(
+    answer: str, task: str, becomes: str, tmp_path: Path
+) -> None:
+    table = f'unit,question,dose\np1,Q1?,"{answer}"\np2,Q2?,5 mg\n'
+    # The second row may have another unit than is asked for.
+    told, path = imported(tmp_path, mapped(OPEN, f'kind = "number"\n{task}'), table)
+    first = inspect_records(path).records[0]
+    reason = next(iter(told["rejected_by_reason"]), None)
+    assert becomes == (first.answer if first.unit == "p1" else reason)
+
+
+def test_a_number_that_a_template_has_read_is_not_doubted(tmp_path: Path) -> None:
+    table = 'unit,question,dose\np1,Q1?,"1,025"\n'
+    dose = """answer = { template = "{{ dose | number(',') }} mg" }\n"""
+    _, path = imported(tmp_path, mapped(dose, 'kind = "number"'), table)
+    assert inspect_records(path).records[0].answer == "1.025 mg"
+
+
 @pytest.mark.parametrize(
     ("of", "task", "told"),
     [
@@ -91,6 +139,9 @@ def test_a_number_needs_one_and_a_unit_that_can_be_compared(tmp_path: Path) -> N
         ),
         (OPEN, 'kind = "text"\nunit = "mg"', "unit is of kind number alone"),
         (OPEN, 'kind = "number"\ntolerance = -1', "finite number of 0 or more"),
+        (OPEN, 'kind = "text"\ndecimal = ","', "decimal is of kind number alone"),
+        (OPEN, 'kind = "number"\nthousands = "."', "thousands needs decimal"),
+        (OPEN, 'kind = "number"\ndecimal = "."\nthousands = "."', "which is another sign"),
         (OPEN, 'kind = "essay"', "task.kind"),
     ],
 )

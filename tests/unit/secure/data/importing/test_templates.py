@@ -22,6 +22,14 @@ from lada_secure.errors import ParameterError
         ("{{ a | before('####') | trim }}", {"a": "1 #### 72"}, "1"),
         ("{{ a | replace('x', 'y') ~ '!' }}", {"a": "xx"}, "yy!"),
         ("{{ a }}", {"a": "{{ 7 * 7 }}"}, "{{ 7 * 7 }}"),
+        ("{{ a | plain_id }}", {"a": "007"}, "7"),
+        ("{{ a | plain_id }}", {"a": " 7.0 "}, "7"),
+        ("{{ a | plain_id }}", {"a": "ward 3/P-0017"}, "P-17"),
+        ("{{ a | plain_id }}", {"a": "000"}, "0"),
+        ("{{ a | plain_id }}", {"a": "1.05"}, "1.05"),
+        ("{{ a | reference }}", {"a": "Patient/14"}, "Patient/14"),
+        ("{{ a | reference }}", {"a": "http://kis/fhir/Patient/14/_history/2"}, "Patient/14"),
+        ("{{ a | reference }}", {"a": "urn:uuid:0-1"}, "urn:uuid:0-1"),
         ("{{ a | striptags }}", {"a": "<b>x</b>"}, "x"),
     ],
 )
@@ -94,3 +102,26 @@ def test_a_value_that_does_not_fit_is_this_rows_fault(
 ) -> None:
     with pytest.raises(Unusable, match=reason):
         RowTemplate(text).fill({"a": cell})
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ("{{ Fall-Nr }}", "Fall-Nr"),
+        ("{{ a }} {{ Fall Nr | trim }}", "Fall Nr"),
+        ("{{ code.text }}", "code.text"),
+    ],
+)
+def test_a_column_with_signs_in_its_name_is_told_how_to_write_it(text: str, name: str) -> None:
+    with pytest.raises(ParameterError) as refused:
+        RowTemplate(text)
+    assert str(refused.value).endswith(f"a column called {name} is row['{name}']")
+
+
+def test_a_reference_to_a_second_server_or_inside_its_resource_makes_a_reject() -> None:
+    template = RowTemplate("{{ a | reference }}")
+    assert template.fill({"a": "http://kis/fhir/Patient/14"}) == "Patient/14"
+    assert template.fill({"a": "Patient/14"}) == "Patient/14"
+    for other in ("http://lab/fhir/Patient/14", "#p1"):
+        with pytest.raises(Unusable, match="template-failed"):
+            template.fill({"a": other})
