@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -26,7 +28,7 @@ from lada_clients.site.results.asking import ask, checked_question
 from lada_clients.site.results.export import ExportFailed, ExportSettings, export
 from lada_clients.site.results.study import open_study
 from lada_secure.data.forms import FORMS
-from lada_secure.errors import LedgerError, ParameterError, TransportError
+from lada_secure.errors import LedgerError, ParameterError, Stopped, TransportError
 from lada_secure.method import site_training
 from lada_secure.models.adapters import load_adapters, parse_adapter_tensors, weights_of
 
@@ -351,6 +353,16 @@ def test_a_disk_that_fills_leaves_nothing(site: Path, monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(exporting.shutil, "copyfile", full)
     refused(site, TransportError, "No space left on device; nothing was left there")
+
+
+def test_an_export_that_is_stopped_leaves_nothing(
+    site: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        exporting.shutil, "copyfile", lambda *_: os.kill(os.getpid(), signal.SIGTERM)
+    )
+    refused(site, Stopped, "stopped by SIGTERM; nothing was left at ")
+    assert not (site.parent / "out").exists()
 
 
 def test_what_does_not_answer_as_the_model_here_is_not_kept(
