@@ -16,7 +16,7 @@ class LadaError(Exception):
     """
 
     code: ClassVar[str] = "lada"
-    exit_status: ClassVar[int] = 1
+    exit_status: int = 1
 
 
 class ParameterError(LadaError):
@@ -24,6 +24,19 @@ class ParameterError(LadaError):
 
     code = "parameter"
     exit_status = 2
+
+
+class Stopped(LadaError):
+    """Somebody has stopped the process by a signal, and what it had begun is undone.
+
+    signal_number: as a shell tells it, 128 + n.
+    """
+
+    code = "stopped"
+
+    def __init__(self, message: str, signal_number: int) -> None:
+        super().__init__(message)
+        self.exit_status = 128 + signal_number
 
 
 class LocalProtocolError(LadaError):

@@ -90,3 +90,4 @@ _.support_avx512bf16_for_cpu
 
 # Called by brackets alone.
 _.__getitem__
+_.__call__

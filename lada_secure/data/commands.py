@@ -59,7 +59,7 @@ def import_(
     Writes records.jsonl, held-out.jsonl, rejects.csv, near-duplicates.csv and import-report.json,
     all of them or, where the import fails, no records. The same source, mapping and salt give the
     same bytes. Exit status: 0 imported, 1 too many rejects or a failing disk or database, 2 the
-    mapping or the file is not as it must be.
+    mapping or the file is not as it must be, 128 and the signal's number where it was stopped.
     """
     from lada_secure.data.importing.progress import shown_rows
     from lada_secure.data.importing.reports import sentences

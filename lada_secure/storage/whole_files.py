@@ -5,13 +5,76 @@ from __future__ import annotations
 import contextlib
 import os
 import re
+import signal
+import threading
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import FrameType
 from typing import Final
 
-from lada_secure.errors import DiskError, LadaError, ParameterError
+from lada_secure.errors import DiskError, LadaError, ParameterError, Stopped
 
 # As `replace_file` names its parts: the number is that of the writing process.
 _PART: Final = re.compile(r"\..+\.([1-9][0-9]{0,9})")
+
+_STOPS: Final = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class _StopSignal(BaseException):
+    """Passes whatever catches Exception on its way to `undone_when_stopped`."""
+
+
+@contextlib.contextmanager
+def undone_when_stopped(told: str) -> Iterator[Callable[[], None]]:
+    """Whoever stops the process within the block lets it take away what it has written.
+
+    SIGINT, SIGTERM and SIGHUP unwind the block; a second one meanwhile is not heard, nor is one
+    that was ignored before. In another thread than the main one nothing changes.
+
+    Args: told: how things stand after that, for the message.
+    Gives: what is to be called once the work is done or being undone: from then on no signal
+        counts. Raises: Stopped: by a signal.
+    """
+    before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {one: signal.getsignal(one) for one in _STOPS}
+    heard = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
+
+    def deaf() -> None:
+        for one in heard:
+            signal.signal(one, signal.SIG_IGN)
+
+    def stop(number: int, _frame: FrameType | None) -> None:
+        deaf()
+        raise _StopSignal(number)
+
+    try:
+        for one in heard:
+            signal.signal(one, stop)
+        yield deaf
+    except _StopSignal as error:
+        number = signal.Signals(error.args[0])
+        raise Stopped(f"stopped by {number.name}; {told}", number) from None
+    finally:
+        for one in heard:
+            signal.signal(one, before[one])
+
+
+def make_folder(folder: Path) -> list[Path]:
+    """Make a folder with those above it.
+
+    Returns: the new ones, the deepest first. Raises: OSError.
+    """
+    new = [one for one in (folder, *folder.parents) if not one.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    return new
+
+
+def drop_empty(folders: list[Path]) -> None:
+    """Take those of the folders away that hold nothing."""
+    for one in folders:
+        with contextlib.suppress(OSError):
+            one.rmdir()
 
 
 def read_file(path: Path, *, what: str = "", refusal: type[LadaError] = ParameterError) -> bytes:

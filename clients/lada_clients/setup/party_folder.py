@@ -22,7 +22,7 @@ from lada_protocol.identity.enrolment import Invitation, build_enrolment, parse_
 from lada_protocol.kinds import Role
 from lada_protocol.party_templates import GROUP, Answer, RoleTemplates
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.whole_files import process_lives, sync
+from lada_secure.storage.whole_files import process_lives, sync, undone_when_stopped
 
 IDENTITY: Final = "identity"
 CA: Final = "ca"
@@ -164,17 +164,20 @@ def new_folder(folder: Path) -> Iterator[Path]:
     check_new(folder)
     folder = folder.absolute()
     part = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        _sweep(folder)
-        part.mkdir(mode=0o700, parents=True)
-        yield part
-        part.rename(folder)
-        sync(folder.parent)
-    except OSError as error:
-        raise TransportError(f"{folder}: cannot be written: {error.strerror}") from error
-    finally:
-        # After the renaming there is none left.
-        shutil.rmtree(part, ignore_errors=True)
+    with undone_when_stopped(f"{folder} was not made") as deaf:
+        try:
+            _sweep(folder)
+            part.mkdir(mode=0o700, parents=True)
+            yield part
+            deaf()
+            part.rename(folder)
+            sync(folder.parent)
+        except OSError as error:
+            raise TransportError(f"{folder}: cannot be written: {error.strerror}") from error
+        finally:
+            deaf()
+            # After the renaming there is none left.
+            shutil.rmtree(part, ignore_errors=True)
 
 
 def _sweep(folder: Path) -> None:

@@ -150,7 +150,7 @@ def _peak_bytes() -> int:
 
 def _import(source: str, mapping: Path, out: Path, near: bool) -> int:
     request = ImportRequest(source=source, mapping=mapping, out=out, near=near)
-    told = run_import(request, progress=lambda _: None)
+    told = run_import(request, progress=lambda *_: None)
     return int(told["records"]) + int(told["held_out"])
 
 

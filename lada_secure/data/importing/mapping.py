@@ -206,10 +206,19 @@ class RecordFields(QuestionFields):
 
 
 class SampleFields(QuestionFields):
-    """[record] for the pool, which is of nobody. unit and rationale: not read."""
+    """[record] for the pool, which is of nobody. rationale: not read."""
 
-    unit: UnitField | None = None
     rationale: TextField | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_nobody(cls, given: Any) -> Any:
+        if isinstance(given, dict) and "unit" in given:
+            raise ValueError(
+                "unit says that rows are about somebody, and a pool is public: every site gets all "
+                "of it. Where the rows are public, take unit out, in a copy of the mapping"
+            )
+        return given
 
 
 class SplitSettings(_Frozen):
@@ -340,7 +349,7 @@ class Mapping(AnyMapping):
 
 
 class PoolMapping(AnyMapping):
-    """A whole mapping file, for the public pool: people, reasoning and split are not read."""
+    """A whole mapping file, for the public pool: reasoning and split are not read."""
 
     record: SampleFields
 

@@ -11,9 +11,9 @@ because there may be hundreds of thousands of texts: 204 bytes each.
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice, pairwise
-from typing import Final, Protocol, TypeAlias
+from typing import Any, Final, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -33,6 +33,16 @@ _WHOLE: Final = 32
 # has fewer (binomial, 60 draws).
 _LEAST_EQUAL: Final = 36
 _AT_ONCE: Final = 32
+# Windows of indexed texts that are kept, for form letters are compared with the same few again and
+# again: 32 MB.
+_KEPT: Final = 4_000_000
+_TOLD_EVERY: Final = 512
+# More than there are places.
+_PLACES: Final = 1 << 32
+MANY_ALIKE: Final = (
+    f"have more texts like them than are compared ({_COMPARED} in a band, the likeliest {_WHOLE} "
+    "whole), and none of these is near; one of the others may be"
+)
 
 _Words: TypeAlias = NDArray[np.uint64]
 _Places: TypeAlias = NDArray[np.int64]
@@ -102,22 +112,38 @@ def _windows(text: str) -> _Words:
     """The different windows of a text, each as the number that its eight bytes are."""
     letters = np.frombuffer(_plain(text), np.uint8)
     places = np.lib.stride_tricks.sliding_window_view(letters, _WINDOW)
-    return np.unique(np.ascontiguousarray(places).view(np.uint64).ravel())
+    words = np.sort(np.ascontiguousarray(places).view(np.uint64).ravel())
+    return words[_first_of_each(words)]
+
+
+def _first_of_each(ordered: NDArray[Any]) -> NDArray[np.bool_]:
+    """Where each of several equal numbers in a row begins."""
+    first = np.ones(len(ordered), bool)
+    first[1:] = ordered[1:] != ordered[:-1]
+    return first
 
 
 def _index(windows: _Words, others: _Words) -> float:
-    """The Jaccard index of two sets of windows."""
-    shared = len(np.intersect1d(windows, others, assume_unique=True))
+    """The Jaccard index of two sets of windows, each in order."""
+    places = np.searchsorted(others, windows)
+    shared = int(np.count_nonzero(others.take(places, mode="clip") == windows))
     return shared / (len(windows) + len(others) - shared)
 
 
 class NearTexts:
-    """Finds near duplicates of the texts that it was made of."""
+    """Finds near duplicates of the texts that it was made of.
 
-    def __init__(self, texts: Texts) -> None:
-        """texts: named by their place; the first `MAX_INDEXED` are taken. They are read again."""
+    cut: texts so far with more candidates than are compared, and none near among these.
+    """
+
+    def __init__(self, texts: Texts, *, told: Callable[[int], None] = lambda _: None) -> None:
+        """texts: named by their place; the first `MAX_INDEXED` are taken. They are read again.
+        told: gets how many are taken."""
         self._texts = texts
-        found = signatures(islice(texts, MAX_INDEXED))
+        self.cut = 0
+        self._kept: dict[int, _Words] = {}
+        self._kept_windows = 0
+        found = signatures(_counted(islice(texts, MAX_INDEXED), told))
         bands = _bands(found)
         # The last byte of a minimum tells two apart but for one pair in 256.
         self._minima = found.astype(np.uint8)
@@ -146,37 +172,62 @@ class NearTexts:
         near: list[int | None] = [None] * len(texts)
         if not len(self._minima) or not texts:
             return near
-        text, place = self._candidates(texts, own=own)
+        text, place, cut = self._candidates(texts, own=own)
         ends = np.searchsorted(text, np.arange(len(texts) + 1))
         for at, (start, end) in enumerate(pairwise(ends)):
             if start == end:
                 continue
             windows = _windows(texts[at])
             for other in map(int, place[start : min(end, start + _WHOLE)]):
-                if _index(windows, _windows(self._texts[other])) >= SAME:
+                if _index(windows, self._windows_of(other)) >= SAME:
                     near[at] = other
                     break
+            else:
+                self.cut += int(cut[at] or end - start > _WHOLE)
         return near
 
-    def _candidates(self, texts: Sequence[str], *, own: int | None) -> tuple[_Places, _Places]:
-        """Pairs of text and place: by text, and then those with the most equal minima first."""
+    def _windows_of(self, place: int) -> _Words:
+        found = self._kept.get(place)
+        if found is None:
+            found = _windows(self._texts[place])
+            if self._kept_windows + len(found) > _KEPT:
+                self._kept.clear()
+                self._kept_windows = 0
+            self._kept[place] = found
+            self._kept_windows += len(found)
+        return found
+
+    def _candidates(
+        self, texts: Sequence[str], *, own: int | None
+    ) -> tuple[_Places, _Places, NDArray[np.bool_]]:
+        """Pairs of text and place: by text, and then those with the most equal minima first; and
+        which texts have more in a band than are compared."""
         found = signatures(texts)
         bands, minima = _bands(found), found.astype(np.uint8)
-        pairs = [self._in_band(band, bands[:, band], minima, own) for band in range(BANDS)]
-        text, place, equal = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-        order = np.lexsort((place, -equal, text))
-        text, place = text[order], place[order]
-        # What agrees in several bands stands there several times, one beside the other.
-        new = np.ones(len(text), bool)
-        new[1:] = (text[1:] != text[:-1]) | (place[1:] != place[:-1])
-        return text[new], place[new]
+        cut = np.zeros(len(texts), bool)
+        pairs = []
+        for band in range(BANDS):
+            pair, more = self._in_band(band, bands[:, band], own)
+            pairs.append(pair)
+            cut |= more
+        # What agrees in several bands stands there several times.
+        every = np.sort(np.concatenate(pairs))
+        text, place = np.divmod(every[_first_of_each(every)], _PLACES)
+        equal = (self._minima[place] == minima[text]).sum(axis=1)
+        likely = equal >= _LEAST_EQUAL
+        text, place, equal = text[likely], place[likely], equal[likely]
+        # One number to sort by: text, most equal minima, place.
+        order = np.argsort((text * (_HASHES + 1) + _HASHES - equal) * _PLACES + place)
+        return text[order], place[order], cut
 
     def _in_band(
-        self, band: int, wanted: _Words, minima: NDArray[np.uint8], own: int | None
-    ) -> tuple[_Places, _Places, _Places]:
+        self, band: int, wanted: _Words, own: int | None
+    ) -> tuple[_Places, NDArray[np.bool_]]:
+        """Pairs as one number each, and for each text whether there are more."""
         known = self._bands[:, band]
         start = np.searchsorted(known, wanted, side="left")
-        counts = np.minimum(np.searchsorted(known, wanted, side="right") - start, _COMPARED)
+        there = np.searchsorted(known, wanted, side="right") - start
+        counts = np.minimum(there, _COMPARED)
         text = np.repeat(np.arange(len(wanted)), counts)
         step = np.arange(len(text)) - np.repeat(np.cumsum(counts) - counts, counts)
         place = self._order[start[text] + step, band].astype(np.int64)
@@ -184,6 +235,11 @@ class NearTexts:
             # Within a band places stand in their order, so these are the earliest.
             before = place < text + own
             text, place = text[before], place[before]
-        equal = (self._minima[place] == minima[text]).sum(axis=1)
-        likely = equal >= _LEAST_EQUAL
-        return text[likely], place[likely], equal[likely]
+        return text * _PLACES + place, there > _COMPARED
+
+
+def _counted(texts: Iterator[str], told: Callable[[int], None]) -> Iterator[str]:
+    for done, text in enumerate(texts, start=1):
+        yield text
+        if done % _TOLD_EVERY == 0:
+            told(done)

@@ -4,13 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO, Final
 
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.whole_files import open_part, sweep_parts, sync
+from lada_secure.storage.whole_files import (
+    drop_empty,
+    make_folder,
+    open_part,
+    sweep_parts,
+    sync,
+    undone_when_stopped,
+)
 
 RECORDS: Final = "records.jsonl"
 HELD_OUT: Final = "held-out.jsonl"
@@ -50,26 +58,32 @@ def check_apart(out: Path, read: Mapping[str, Path], *, written: Iterable[str]) 
 class OutputFolder:
     """Files that take their names together; whatever ends the work before, nothing has changed.
 
-    Only the order of the renamings is left to a power cut, and records come last: there is never a
-    records file without its held-out records and its rejects.
+    A signal to stop is such an end. Only the order of the renamings is left to a power cut, and
+    records come last: there is never a records file without its held-out records and its rejects.
     """
 
     def __init__(self, folder: Path) -> None:
-        """Raises: ParameterError: it is a file. TransportError: the folder cannot be made."""
         self.folder = folder
         self._files: dict[str, BinaryIO] = {}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            for name in _ALL:
-                sweep_parts(folder, pattern=f".{name}.*")
-        except (FileExistsError, NotADirectoryError) as error:
-            raise ParameterError(
-                f"--out {folder}: expected a folder, got a file on the way; name another"
-            ) from error
-        except OSError as error:
-            raise TransportError(f"cannot write {folder}: {error.strerror}") from error
+        self._new: list[Path] = []
+        self._guard = undone_when_stopped(f"nothing was imported, and {folder} is as it was")
 
     def __enter__(self) -> OutputFolder:
+        """Raises: ParameterError: it is a file. TransportError: the folder cannot be made."""
+        self._deaf = self._guard.__enter__()
+        try:
+            self._new = make_folder(self.folder)
+            for name in _ALL:
+                sweep_parts(self.folder, pattern=f".{name}.*")
+        except BaseException as error:
+            self.__exit__(*sys.exc_info())
+            if isinstance(error, FileExistsError | NotADirectoryError):
+                raise ParameterError(
+                    f"--out {self.folder}: expected a folder, got a file on the way; name another"
+                ) from error
+            if isinstance(error, OSError):
+                raise TransportError(f"cannot write {self.folder}: {error.strerror}") from error
+            raise
         return self
 
     def __exit__(
@@ -78,8 +92,11 @@ class OutputFolder:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        for name in list(self._files):
+        self._deaf()
+        for name in _ALL:
             self.drop(name)
+        drop_empty(self._new)
+        self._guard.__exit__(kind, error, trace)
 
     def part(self, name: str) -> Path:
         """Where a file is written before it has its name; `sweep_parts` knows it."""
@@ -110,9 +127,10 @@ class OutputFolder:
 
     def drop(self, name: str) -> None:
         """Take a file away that was not put in place."""
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, KeyError):
             self._files.pop(name).close()
-        self.part(name).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            self.part(name).unlink()
 
     def commit(self, *, outdated: Iterable[str] = ()) -> None:
         """Put all files in place, in the order of their beginning.
@@ -128,6 +146,8 @@ class OutputFolder:
                 self._files[name].flush()
                 os.fsync(self._files[name].fileno())
                 self._files[name].close()
+            # A signal that came half-way would leave some names new and some old.
+            self._deaf()
             for name in outdated:
                 (self.folder / name).unlink(missing_ok=True)
             for name in names:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 from typing import Final
@@ -14,6 +14,7 @@ import numpy as np
 
 from lada_secure.data.importing.near_duplicates import MAX_INDEXED, NearTexts
 from lada_secure.data.importing.outputs import DUPLICATES, HELD_OUT, RECORDS, OutputFolder
+from lada_secure.data.importing.progress import LOOKED_AT, Progress
 from lada_secure.data.importing.reports import NearCounts
 from lada_secure.data.records import PoolSample
 
@@ -29,32 +30,48 @@ def csv_line(cells: Iterable[object]) -> bytes:
     return line.getvalue().encode("utf-8")
 
 
-def count_near(out: OutputFolder, pool: Sequence[PoolSample]) -> NearCounts:
+def count_near(
+    out: OutputFolder, pool: Sequence[PoolSample], *, records: int, progress: Progress
+) -> NearCounts:
     """Look through the parts that were written; they are named line by line in `DUPLICATES`.
 
-    Compared is the question with its choices. Raises: TransportError: the disk is full.
+    Compared is the question with its choices. Args: records: in `RECORDS`, for the progress.
+    Raises: TransportError: the disk is full.
     """
     held = _Lines(out.part(HELD_OUT))
-    index = NearTexts(held)
-    samples = NearTexts([text_of(one.question, one.choices) for one in pool[:MAX_INDEXED]])
+    indexed = min(len(held), MAX_INDEXED), min(len(pool), MAX_INDEXED)
+    whole = sum(indexed) + records + (len(held) if pool else 0)
+
+    def told(done: int) -> None:
+        progress(done, LOOKED_AT, whole)
+
+    index = NearTexts(held, told=told)
+    samples = NearTexts(
+        [text_of(one.question, one.choices) for one in pool[:MAX_INDEXED]],
+        told=lambda done: told(indexed[0] + done),
+    )
     out.write(DUPLICATES, csv_line(("file", "line", "near", "named")))
     counts = {"across": 0, "pool": 0}
-    for written, (name, line, found, kind) in enumerate(_found(out, index, samples)):
+    for written, (name, line, found, kind) in enumerate(
+        _found(out, index, samples, told=lambda done: told(sum(indexed) + done))
+    ):
         counts[kind] += 1
         if written < _MAX_WRITTEN:
             other = (HELD_OUT, found + 1) if kind == "across" else ("pool", pool[found].sample_id)
             out.write(DUPLICATES, csv_line((name, line, *other)))
     return NearCounts(
         **counts,
-        compared=min(len(held), MAX_INDEXED) + min(len(pool), MAX_INDEXED),
+        compared=sum(indexed),
         of_all=len(held) + len(pool),
+        cut=index.cut + samples.cut,
     )
 
 
 def _found(
-    out: OutputFolder, held: NearTexts, samples: NearTexts
+    out: OutputFolder, held: NearTexts, samples: NearTexts, *, told: Callable[[int], None]
 ) -> Iterator[tuple[str, int, int, str]]:
     """File, line, what was found, and in which of the two indexes."""
+    done = 0
     for name, indexes in (
         (RECORDS, (("across", held), ("pool", samples))),
         (HELD_OUT, (("pool", samples),)),
@@ -69,6 +86,8 @@ def _found(
                     if place is not None:
                         yield name, first + at, place, kind
             first += len(chunk)
+            done += len(chunk)
+            told(done)
 
 
 class _Lines:

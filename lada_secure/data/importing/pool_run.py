@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,10 +20,16 @@ from lada_secure.data.importing.outputs import (
     check_apart,
 )
 from lada_secure.data.importing.overlap import csv_line
-from lada_secure.data.importing.pool_alike import AlikeSamples, alike_samples, alike_sentences
+from lada_secure.data.importing.pool_alike import (
+    NOT_LOOKED_AT,
+    AlikeSamples,
+    alike_samples,
+    alike_sentences,
+)
 from lada_secure.data.importing.pool_conversion import SampleConverter
+from lada_secure.data.importing.progress import LOOKED_AT, Progress
 from lada_secure.data.importing.rows import REASONS, Reject, Row
-from lada_secure.data.importing.run import ImportRefused, shown_source, too_many_rejected
+from lada_secure.data.importing.run import ImportRefused, beside, shown_source, too_many_rejected
 from lada_secure.data.importing.sources import open_source, rows_with
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import PoolSample, parse_pool, pool_hash, sample_line
@@ -46,7 +52,7 @@ class PoolRequest:
     near: bool = True
 
 
-def run_pool_import(request: PoolRequest, *, progress: Callable[[int], None]) -> dict[str, Any]:
+def run_pool_import(request: PoolRequest, *, progress: Progress) -> dict[str, Any]:
     """Import a source as a public pool.
 
     Returns: JSON-ready: counts, the pool's hash, and what it says more than once, by sample id.
@@ -71,25 +77,28 @@ def run_pool_import(request: PoolRequest, *, progress: Callable[[int], None]) ->
         taken = _Taking(SampleConverter(mapping), only, out, progress)
         taken.take(rows)
         refused = _refusal(taken, request)
-        # Of a pool that is not written nothing is compared.
-        kept = taken.samples if refused is None else ()
-        alike = alike_samples(kept, near=request.near)
         told = {
             "format": FORMAT,
             "source": list(source.said),
             "mapping_sha256": sha256_hex(raw),
-            "pool_sha256": None if refused is not None else pool_hash(kept),
+            "pool_sha256": None,
             **taken.counts(),
-            **alike.to_json(),
+            **NOT_LOOKED_AT,
         }
         if refused is not None:
             for name in (POOL, POOL_ALIKE):
                 out.drop(name)
             out.commit()
             raise ImportRefused(refused, told)
-        _write_alike(out, alike, {one.sample_id: one for one in kept})
+        samples = taken.samples
+        alike = alike_samples(
+            samples,
+            near=request.near,
+            told=lambda done: progress(done, LOOKED_AT, len(samples)),
+        )
+        _write_alike(out, alike, {one.sample_id: one for one in samples})
         out.commit()
-        return told
+        return told | {"pool_sha256": pool_hash(samples)} | alike.to_json()
 
 
 def _refusal(taken: _Taking, request: PoolRequest) -> str | None:
@@ -99,11 +108,12 @@ def _refusal(taken: _Taking, request: PoolRequest) -> str | None:
         most=request.most_rejects,
         made=("sample", "pool"),
         file=request.out / POOL_REJECTS,
+        earlier=request.out / POOL,
     )
     if told is not None:
         return told
     if not taken.samples:
-        return f"no sample in {taken.rows:,} rows; no pool was written"
+        return f"no sample in {taken.rows:,} rows; no pool was written{beside(request.out / POOL)}"
     return None
 
 
@@ -115,7 +125,7 @@ class _Taking:
         converter: SampleConverter,
         only: Sequence[tuple[str, str]],
         out: OutputFolder,
-        progress: Callable[[int], None],
+        progress: Progress,
     ) -> None:
         self._converter, self._only, self._out, self._progress = converter, only, out, progress
         self.samples: list[PoolSample] = []
@@ -186,13 +196,8 @@ def _readable(line: bytes) -> bool:
 
 def _write_alike(out: OutputFolder, found: AlikeSamples, by_id: Mapping[str, PoolSample]) -> None:
     """Every pair of samples that is to be looked at, a line each."""
-    pairs = [("duplicate", ids[0], other) for ids in found.duplicates for other in ids[1:]]
-    pairs += [
-        ("conflict", ids[0], other) for ids in map(tuple, found.conflicts) for other in ids[1:]
-    ]
-    pairs += [("near", one.earlier_id, one.sample_id) for one in found.near]
     out.write(POOL_ALIKE, csv_line(_HEADER))
-    for kind, own, other in pairs:
+    for kind, own, other in found.pairs():
         answers = (by_id[own].answer, by_id[other].answer)
         out.write(POOL_ALIKE, csv_line((kind, own, other, *answers)))
 

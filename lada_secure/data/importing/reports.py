@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
+from lada_secure.data.importing.near_duplicates import MANY_ALIKE
 from lada_secure.data.importing.rows import REASONS
 from lada_secure.data.importing.seen import UnitCounts
 
@@ -17,12 +18,14 @@ DEFAULT_STEP: Final = 10
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NearCounts:
     """Near duplicates. across: training records near a held-out one. pool: records near a sample of
-    the pool. compared: held-out records and samples that were looked for; of_all: there are."""
+    the pool. compared: held-out records and samples that were looked for; of_all: there are. cut:
+    records with more texts like them than are compared, and none near among these."""
 
     across: int = 0
     pool: int = 0
     compared: int = 0
     of_all: int = 0
+    cut: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +50,13 @@ class Figures:
         return sum(self.reasons.values())
 
 
-def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step: int) -> Any:
-    """JSON-ready: every count rounded up to a multiple of `step`, so that 0 alone stays 0."""
+def report(
+    figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step: int, refused: bool
+) -> Any:
+    """JSON-ready: every count rounded up to a multiple of `step`, so that 0 alone stays 0.
+
+    Args: refused: whether no records were written, and those beside it are of another import.
+    """
 
     def up(count: int) -> int:
         return -(-count // step) * step
@@ -57,6 +65,7 @@ def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step
     near = figures.near
     found = {
         "format": FORMAT,
+        "refused": refused,
         "counts_rounded_up_to": step,
         "source": list(said),
         "mapping_sha256": mapping_sha256,
@@ -84,6 +93,7 @@ def report(figures: Figures, *, said: tuple[str, ...], mapping_sha256: str, step
             "records_near_pool": up(near.pool),
             "compared_with": up(near.compared),
             "out_of": up(near.of_all),
+            "not_compared_with_all": up(near.cut),
         },
     }
     return found | {"warnings": list(_warnings(found, held_out_share=figures.held_out_share))}
@@ -143,3 +153,5 @@ def sentences(told: Mapping[str, Any]) -> Iterator[str]:
             f"one, {near['records_near_pool']:,} record(s) of a sample of the pool (looked for "
             f"{near['compared_with']:,} of {near['out_of']:,})"
         )
+        if near["not_compared_with_all"]:
+            yield f"{near['not_compared_with_all']:,} record(s) {MANY_ALIKE}"

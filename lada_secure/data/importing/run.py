@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
@@ -31,6 +31,7 @@ from lada_secure.data.importing.outputs import (
     check_apart,
 )
 from lada_secure.data.importing.overlap import count_near, csv_line
+from lada_secure.data.importing.progress import Progress
 from lada_secure.data.importing.reports import DEFAULT_STEP, Figures, NearCounts, report
 from lada_secure.data.importing.rows import Reject, Row
 from lada_secure.data.importing.seen import Seen
@@ -51,7 +52,6 @@ _LOOKS: Final = {
         "\ufffd|\u00c3[\u0080-\u00bf]|\u00e2\u20ac"
     ),
 }
-Progress = Callable[[int], None]
 
 
 class ImportRefused(LadaError):
@@ -106,7 +106,9 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         source, mapping.columns(), spared=mapping.spared(), where=shown_source(request.source)
     )
     salt = read_salt(salt_path(request.mapping))
-    moved = _held_out_no_more(request.out / HELD_OUT, salt, share=mapping.split.held_out)
+    moved = _held_out_no_more(
+        request.out / HELD_OUT, salt, share=mapping.split.held_out, progress=progress
+    )
     with OutputFolder(request.out) as out, Seen(out.part(INDEX)) as seen:
         # In the order in which they take their names: the records last.
         out.open(REPORT, mode=0o644)
@@ -115,30 +117,38 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
         writing = _Writing(mapping, salt, out, seen, progress)
         writing.take(rows)
         out.flush()
-        near = count_near(out, pool) if request.near else None
+        near = None
+        if request.near:
+            near = count_near(out, pool, records=writing.records, progress=progress)
         figures = writing.figures(cap=request.cap, near=near)
+        refused = _refusal(figures, request)
 
         def told(step: int) -> dict[str, Any]:
             found: dict[str, Any] = report(
-                figures, said=source.said, mapping_sha256=sha256_hex(raw), step=step
+                figures,
+                said=source.said,
+                mapping_sha256=sha256_hex(raw),
+                step=step,
+                refused=refused is not None,
             )
             return found
 
         _finish(out, figures, told(request.step), request)
-        refused = _refusal(figures, request)
         if refused is not None:
             raise ImportRefused(refused, told(1))
         return told(1) | {"held_out_no_more": moved}
 
 
-def _held_out_no_more(earlier: Path, salt: bytes, *, share: float) -> int:
+def _held_out_no_more(earlier: Path, salt: bytes, *, share: float, progress: Progress) -> int:
     """How many people an earlier import has held out and this one trains on, if they come again."""
     if not earlier.exists():
         return 0
     digests = set()
     with earlier.open("rb") as file:
         # Line by line: such a file may be as large as an import.
-        for line in file:
+        for at, line in enumerate(file):
+            if at % _CHUNK == 0:
+                progress(at, "earlier held-out records looked at")
             with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
                 digests.add(unit_digest(canonical_unit(json.loads(line)["unit"]), salt=salt))
     return sum(not is_held_out(one, share=share) for one in digests)
@@ -157,11 +167,12 @@ def shown_source(source: str) -> str:
 
 
 def too_many_rejected(
-    rejected: int, rows: int, *, most: float, made: tuple[str, str], file: Path
+    rejected: int, rows: int, *, most: float, made: tuple[str, str], file: Path, earlier: Path
 ) -> str | None:
     """Why an import with so many rejected rows fails; None where it does not.
 
     Args: made: what a row makes, and what all of them would. file: which names the rejected.
+        earlier: what an import before has made, if it is there.
     """
     share = rejected / rows if rows else 0.0
     if share <= most:
@@ -169,9 +180,16 @@ def too_many_rejected(
     one, all_ = made
     return (
         f"{rejected:,} of {rows:,} rows make no {one} ({share:.2%}), at most {most:.2%} may "
-        f"(--most-rejects); no {all_} was written, and an older one is unchanged. {file} names "
-        "line, reason and column"
+        f"(--most-rejects); no {all_} was written. {file} names line, reason and column"
+        f"{beside(earlier)}"
     )
+
+
+def beside(earlier: Path) -> str:
+    """What else a refused import says, so that nobody takes its files for those of `earlier`."""
+    if not earlier.exists():
+        return ""
+    return f". They are of this refused import; {earlier} is of an earlier one, and unchanged"
 
 
 def _refusal(figures: Figures, request: ImportRequest) -> str | None:
@@ -181,13 +199,14 @@ def _refusal(figures: Figures, request: ImportRequest) -> str | None:
         most=request.most_rejects,
         made=("record", "records file"),
         file=request.out / REJECTS,
+        earlier=request.out / RECORDS,
     )
     if told is not None:
         return told
     if not figures.records:
         return (
             f"no record to train on in {figures.rows:,} rows, {figures.held_out:,} are held out; "
-            "no records file was written"
+            f"no records file was written{beside(request.out / RECORDS)}"
         )
     return None
 
@@ -222,7 +241,7 @@ class _Writing:
         self._progress = progress
         self._only = tuple(mapping.source.only.items())
         self._converter = Converter(mapping, key=salt)
-        self._rows = self._passed_over = self._records = self._held_out = 0
+        self._rows = self._passed_over = self.records = self._held_out = 0
         self._reasons: Counter[str] = Counter()
         self._looks: Counter[str] = Counter()
 
@@ -237,7 +256,7 @@ class _Writing:
         return Figures(
             rows=self._rows,
             passed_over=self._passed_over,
-            records=self._records,
+            records=self.records,
             held_out=self._held_out,
             reasons=dict(self._reasons),
             held_out_share=self._mapping.split.held_out,
@@ -308,7 +327,7 @@ class _Writing:
             self._held_out += 1
         else:
             self._out.write(RECORDS, line)
-            self._records += 1
+            self.records += 1
         self._look(one.record)
 
     def _look(self, record: Record) -> None:

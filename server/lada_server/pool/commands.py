@@ -23,7 +23,7 @@ app = typer.Typer(
 def import_(
     source: SourceArgument,
     mapping: Annotated[
-        Path, typer.Option(help="Mapping file, as for `lada data import`; it needs no unit.")
+        Path, typer.Option(help="Mapping file, as for `lada data import`, without a unit.")
     ],
     out: Annotated[Path, typer.Option(help="Folder for pool.jsonl and what was found in it.")],
     most_rejects: Annotated[
@@ -37,8 +37,9 @@ def import_(
     """Import rows as samples of the public pool, by a mapping.
 
     Writes pool.jsonl, pool-rejects.csv, and pool-alike.csv with samples that say the same or
-    contradict each other, by their ids; all of them or, where the import fails, no pool. Units,
-    reasons and splits of the mapping are not read. Exit status as of `lada data import`.
+    contradict each other, by their ids; all of them or, where the import fails, no pool. A mapping
+    with a unit is refused: its rows are about somebody, and a pool is public. Reasons and splits
+    are not read. Exit status as of `lada data import`.
     """
     from lada_secure.data.importing.pool_run import PoolRequest, pool_sentences, run_pool_import
     from lada_secure.data.importing.progress import shown_rows

@@ -9,15 +9,17 @@ from rich.table import Table
 
 from lada_clients.site.results.candidates import Others, candidates, check_others
 from lada_clients.site.results.study import SiteStudy
+from lada_protocol.plan import StudyPlan
 from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.records import PoolSample
 from lada_secure.errors import ParameterError
+from lada_secure.method.training import written_tokens
 from lada_secure.models.evaluation import generate_texts, greedy_rationales, option_probabilities
-from lada_secure.models.text_model import TextModel
+from lada_secure.models.text_model import ModelTexts, TextModel
 from lada_secure.screen_text import printable
 
 MAX_QUESTION_CHARACTERS = 100_000
-# Where nobody says how many; at most half of what the model takes.
+# Where nobody says how many, and a study's answers need no more.
 _NEW_TOKENS = 128
 
 
@@ -58,6 +60,11 @@ def checked_question(question: str, choices: tuple[str, ...]) -> PoolSample:
     return PoolSample(sample_id="asked", question=question, choices=choices, answer="")
 
 
+def asked_tokens(plan: StudyPlan, lm: ModelTexts) -> int:
+    """How much a model writes where nobody says how much; at most half of what it takes."""
+    return min(max(written_tokens(plan), _NEW_TOKENS), lm.max_tokens // 2)
+
+
 def ask(
     study: SiteStudy,
     sample: PoolSample,
@@ -74,7 +81,7 @@ def ask(
     check_others(study, beside)
     replies = []
     for one in candidates(study, chosen, beside):
-        most = max_new_tokens or min(_NEW_TOKENS, one.lm.max_tokens // 2)
+        most = max_new_tokens or asked_tokens(study.plan, one.lm)
         _check_fits(one.lm, sample, most)
         replies.append(_reply(one.name, one.lm, sample, most))
     return replies

@@ -17,9 +17,10 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, GenerationConfig
 
+from lada_clients.site.results.asking import asked_tokens
 from lada_clients.site.results.evaluation import Evaluation, read_evaluation
 from lada_clients.site.results.folder import check_new, whole_folder
-from lada_clients.site.results.model_card import card_text
+from lada_clients.site.results.model_card import calls_of, card_text
 from lada_clients.site.results.release import ReleasedModel, released_model
 from lada_clients.site.results.study import SiteStudy, trained_view
 from lada_secure.errors import LadaError, ParameterError
@@ -109,12 +110,12 @@ def export(study: SiteStudy, round_id: int | None, out: Path, wanted: ExportSett
     lm = study.open_adapted(Placement(device="cpu", dtype=own.dtype))
     released = released_model(study, chosen, trained_view(lm))
     base = wanted.base_model or study.settings.slm_folder.name
-    facts = _facts(study, released, wanted, base)
+    facts = _facts(study, lm, released, wanted, base)
     with whole_folder(out) as part:
         _write_adapters(lm, part, base=base)
         _check_loads(study, lm, part, merge=wanted.merge)
         _write_texts(study, lm, part, facts)
-        _write_card(study, part, facts, measured)
+        _write_card(part, facts, measured)
         files = {
             str(path.relative_to(part)): _sha256(path)
             for path in sorted(part.rglob("*"))
@@ -124,7 +125,11 @@ def export(study: SiteStudy, round_id: int | None, out: Path, wanted: ExportSett
 
 
 def _facts(
-    study: SiteStudy, released: ReleasedModel, wanted: ExportSettings, base: str
+    study: SiteStudy,
+    lm: LanguageModel,
+    released: ReleasedModel,
+    wanted: ExportSettings,
+    base: str,
 ) -> dict[str, Any]:
     """What `lada.json` says, and the card in words."""
     plan, settings, summary = study.plan, study.settings, released.budget.summary
@@ -159,9 +164,15 @@ def _facts(
         "approved_at": released.approved_by[1],
         "style": calling.style,
         "template": calling.template_text(),
-        "max_tokens": calling.max_tokens,
+        "tokens_before": list(lm.style.head),
+        "tokens_behind": list(lm.style.tail),
+        "end_tokens": sorted(lm.end_tokens),
+        "max_tokens": lm.max_tokens,
         "answer_form": plan.answer_form,
-        "max_new_tokens": written_tokens(plan),
+        "calls": calls_of(lm),
+        "max_new_tokens": asked_tokens(plan, lm),
+        "measured_new_tokens": written_tokens(plan),
+        "path_tokens": plan.paths.max_new_tokens,
         "data_period": wanted.data_period,
         "intended_use": wanted.intended_use,
     }
@@ -234,17 +245,14 @@ def _write_texts(
     GenerationConfig(
         do_sample=False,
         max_new_tokens=facts["max_new_tokens"],
-        eos_token_id=sorted(lm.end_tokens),
+        eos_token_id=facts["end_tokens"],
         pad_token_id=lm.end_token,
     ).save_pretrained(folder)
     (folder / PROVENANCE).write_text(json.dumps(facts, indent=1, sort_keys=True) + "\n", "utf-8")
 
 
-def _write_card(
-    study: SiteStudy, folder: Path, facts: Mapping[str, Any], measured: Evaluation | None
-) -> None:
-    example = study.plan.form.prompt("QUESTION", ("FIRST", "SECOND"))
-    text = card_text(facts, measured, example=example)
+def _write_card(folder: Path, facts: Mapping[str, Any], measured: Evaluation | None) -> None:
+    text = card_text(facts, measured)
     mode = 0o644 if measured is None else 0o600
     write_atomically(folder / CARD, text.encode("utf-8"), mode=mode)
 

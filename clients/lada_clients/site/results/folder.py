@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from safetensors import SafetensorError
 
 from lada_secure.errors import ParameterError, TransportError
-from lada_secure.storage.whole_files import sync
+from lada_secure.storage.whole_files import drop_empty, make_folder, sync, undone_when_stopped
 
 
 def check_new(out: Path) -> None:
@@ -25,16 +25,23 @@ def whole_folder(out: Path) -> Iterator[Path]:
     """A new folder to write into; it gets its name once everything in it is on the disk.
 
     Raises: ParameterError: there is something in its place. TransportError: it cannot be written;
-        nothing is left.
+        nothing is left. Stopped: likewise.
     """
     check_new(out)
+    with undone_when_stopped(f"nothing was left at {out}") as deaf:
+        yield from _written(out, deaf)
+
+
+def _written(out: Path, deaf: Callable[[], None]) -> Iterator[Path]:
     part = out.with_name(f".{out.name}.part-{os.getpid()}")
+    new: list[Path] = []
     try:
-        part.mkdir(parents=True)
+        new = make_folder(part)
         yield part
         for path in part.rglob("*"):
             sync(path)
         sync(part)
+        deaf()
         # Onto a folder that came meanwhile this fails, unless it is empty.
         part.rename(out)
         sync(out.parent)
@@ -42,4 +49,6 @@ def whole_folder(out: Path) -> Iterator[Path]:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise TransportError(f"--out: cannot write {out}: {why}; nothing was left there") from error
     finally:
+        deaf()
         shutil.rmtree(part, ignore_errors=True)
+        drop_empty(new)

@@ -52,10 +52,10 @@ def test_it_is_imported_right_or_refused_with_its_line(case: Awkward, tmp_path: 
     asked = request(tmp_path, case)
     if case.refused:
         with pytest.raises((ParameterError, ImportRefused), match=re.escape(case.refused)):
-            run_import(asked, progress=lambda _: None)
+            run_import(asked, progress=lambda *_: None)
         assert not (asked.out / "records.jsonl").exists()
         return
-    run_import(asked, progress=lambda _: None)
+    run_import(asked, progress=lambda *_: None)
     # By the parser of a site: what is imported is always accepted.
     found = inspect_records(asked.out / "records.jsonl")
     assert found.faults == ()
@@ -79,7 +79,7 @@ def test_no_message_and_no_reject_holds_what_a_row_says(tmp_path: Path) -> None:
         folder.mkdir()
         asked = request(folder, case)
         try:
-            told = json.dumps(run_import(asked, progress=lambda _: None))
+            told = json.dumps(run_import(asked, progress=lambda *_: None))
         except (ParameterError, ImportRefused) as error:
             told = str(error)
         for secret in ("flu", "gout", "llner", "1.23457"):

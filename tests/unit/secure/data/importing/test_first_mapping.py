@@ -27,7 +27,7 @@ from lada_secure.errors import ParameterError
 def imported(tmp_path: Path, source: str, mapping: str) -> tuple[Record, ...]:
     (tmp_path / "mapping.toml").write_text(mapping, encoding="utf-8")
     asked = ImportRequest(source=source, mapping=tmp_path / "mapping.toml", out=tmp_path / "out")
-    run_import(asked, progress=lambda _: None)
+    run_import(asked, progress=lambda *_: None)
     return inspect_records(asked.out / "records.jsonl").records
 
 

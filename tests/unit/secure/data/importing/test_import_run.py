@@ -7,9 +7,11 @@ import errno
 import json
 import os
 import resource
+import signal
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,7 @@ from lada_lab.worlds.federation import build_federation
 from lada_secure.data.importing.outputs import OutputFolder
 from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
 from lada_secure.data.records import Record, inspect_records, write_json_lines
-from lada_secure.errors import ParameterError, TransportError
+from lada_secure.errors import ParameterError, Stopped, TransportError
 from lada_secure.storage.whole_files import replace_file
 
 COLUMNS = ("record_id", "unit", "question", "choices", "answer", "rationale")
@@ -39,7 +41,7 @@ LISTED = MAPPING.replace("CHOICES", 'choices = { column = "choices", json = true
 QUERY = '\n[source]\nquery = "SELECT * FROM cases ORDER BY rowid"\n'
 
 
-def nothing(_: int) -> None:
+def nothing(*_: object) -> None:
     """Progress that nobody looks at."""
 
 
@@ -138,7 +140,8 @@ def rows(count: int) -> list[tuple[str | None, ...]]:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.iterdir()}
+    found = folder.iterdir() if folder.exists() else ()
+    return {path.name: path.read_bytes() for path in found}
 
 
 @pytest.fixture(scope="module")
@@ -250,7 +253,7 @@ def test_a_server_that_is_stopped_half_way_leaves_no_file(tmp_path: Path, postgr
                           "FROM generate_series(1, 50000) AS n"))  # fmt: skip
     asked = request(tmp_path, url, OPEN + QUERY)
 
-    def stop(done: int) -> None:
+    def stop(done: int, *_: object) -> None:
         if done > 2000:
             postgres.stop()
 
@@ -267,18 +270,78 @@ def test_a_server_that_is_stopped_half_way_leaves_no_file(tmp_path: Path, postgr
 def test_an_interrupt_leaves_no_part_and_a_killed_import_is_swept(tmp_path: Path) -> None:
     asked = request(tmp_path, write_csv(tmp_path / "many.csv", rows(3000)), OPEN)
 
-    def interrupt(_: int) -> None:
+    def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         run_import(asked, progress=interrupt)
-    assert contents(asked.out) == {}
+    assert not asked.out.exists()
+    asked.out.mkdir()
     # What a process that was killed has left, and a file of somebody else.
     (asked.out / ".records.jsonl.999999999").write_bytes(b"half")
     (asked.out / ".notes.999999999").write_bytes(b"mine")
     run_import(asked, progress=nothing)
     assert ".records.jsonl.999999999" not in contents(asked.out)
     assert ".notes.999999999" in contents(asked.out)
+
+
+@pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
+@pytest.mark.parametrize("again", [False, True], ids=["first", "beside an earlier one"])
+def test_a_signal_to_stop_leaves_what_was_there_and_says_so(
+    tmp_path: Path, name: str, again: bool
+) -> None:
+    source = write_csv(tmp_path / "many.csv", rows(3000))
+    asked = replace(request(tmp_path, source, OPEN), out=tmp_path / "new" / "out")
+    before: dict[str, bytes] = {}
+    if again:
+        run_import(asked, progress=nothing)
+        before = contents(asked.out)
+    handler = signal.getsignal(getattr(signal, name))
+
+    def stop(*_: object) -> None:
+        assert len(contents(asked.out)) > len(before)
+        os.kill(os.getpid(), getattr(signal, name))
+
+    with pytest.raises(Stopped, match=f"stopped by {name}; nothing was imported") as stopped:
+        run_import(asked, progress=stop)
+    assert stopped.value.exit_status == 128 + getattr(signal, name)
+    assert signal.getsignal(getattr(signal, name)) is handler
+    if again:
+        assert contents(asked.out) == before
+    else:
+        assert not (tmp_path / "new").exists()
+
+
+def test_an_import_that_takes_its_names_is_not_stopped_half_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "many.csv", rows(30)), OPEN)
+    rename = Path.replace
+
+    def stopped(path: Path, target: Path) -> Path:
+        os.kill(os.getpid(), signal.SIGTERM)
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "replace", stopped)
+    assert run_import(asked, progress=nothing)["records"] == 30
+    assert (asked.out / "records.jsonl").exists()
+
+
+def test_a_refused_import_says_that_what_lies_beside_it_is_of_another(tmp_path: Path) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "c.csv", rows(30)), OPEN)
+    run_import(asked, progress=nothing)
+    report = asked.out / "import-report.json"
+    assert json.loads(report.read_bytes())["refused"] is False
+    wrong = [*rows(30), ("x", "p", "", None, "1", None)]
+    write_csv(tmp_path / "c.csv", wrong)
+    with pytest.raises(ImportRefused, match=r"records\.jsonl is of an earlier one") as refused:
+        run_import(asked, progress=nothing)
+    assert json.loads(report.read_bytes())["refused"] is True
+    assert refused.value.told["refused"] is True
+    (asked.out / "records.jsonl").unlink()
+    with pytest.raises(ImportRefused) as refused:
+        run_import(asked, progress=nothing)
+    assert "earlier" not in str(refused.value)
 
 
 def test_private_files_are_closed_to_others_and_the_report_is_rounded(tmp_path: Path) -> None:
@@ -412,9 +475,8 @@ def test_that_nobody_is_held_out_is_said(tmp_path: Path) -> None:
 def test_a_link_under_the_name_of_a_part_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
-    out = OutputFolder(tmp_path / "out")
-    out.part("records.jsonl").symlink_to(victim)
-    with out:
+    with OutputFolder(tmp_path / "out") as out:
+        out.part("records.jsonl").symlink_to(victim)
         out.open("records.jsonl")
         out.write("records.jsonl", b"private")
         out.commit()

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lada_secure.data.importing.near_duplicates import BANDS, ROWS, SAME, NearTexts, signatures
+from lada_secure.data.importing.pool_alike import alike_samples
 from lada_secure.data.importing.run import ImportRequest, run_import
 from lada_secure.data.records import PoolSample, write_json_lines
 
@@ -58,6 +59,58 @@ def test_a_text_that_is_nearly_the_same_is_found(change: Callable[[str], str]) -
 def test_other_texts_are_not_found() -> None:
     every = texts(1000)
     assert NearTexts(every[:500]).find(every[500:]) == [None] * 500
+
+
+def test_a_text_that_was_not_compared_with_all_that_are_like_it_is_counted() -> None:
+    # A third of every letter is its own: below the index, and far above what is no candidate.
+    chance = random.Random(SEED)
+    form = " ".join(texts(1)[0].split()[:34])
+    every = [f"{form} {''.join(chance.choices('klmnop', k=45))}" for _ in range(700)]
+    index = NearTexts(every[:600])
+    assert index.find(every[600:]) == [None] * 100
+    assert index.cut == 100
+    some = NearTexts(every[:100])
+    assert some.find(every[600:]) == [None] * 100
+    # Of a hundred not all are compared whole, and JSON takes the count.
+    assert json.dumps(some.cut) == "100"
+    few = NearTexts(every[:30])
+    assert few.find(every[600:]) == [None] * 100
+    assert few.cut == 0
+
+
+def test_every_part_of_an_import_says_how_far_it_is(tmp_path: Path) -> None:
+    with (tmp_path / "cases.csv").open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file).writerows(
+            [("unit", "question"), *((f"p{at}", one) for at, one in enumerate(texts(3000)))]
+        )
+    (tmp_path / "mapping.toml").write_text(
+        'format = "lada-mapping/1"\n[record]\nunit = "unit"\nquestion = "question"\n'
+        'answer = { constant = "1" }\n[split]\nheld_out = 0.3\n',
+        encoding="utf-8",
+    )
+    asked = ImportRequest(
+        source=str(tmp_path / "cases.csv"), mapping=tmp_path / "mapping.toml", out=tmp_path / "out"
+    )
+    parts: dict[str, list[tuple[int, int | None]]] = {}
+
+    def progress(done: int, what: str = "rows", whole: int | None = None, /) -> None:
+        parts.setdefault(what, []).append((done, whole))
+
+    for _ in range(2):
+        run_import(asked, progress=progress)
+    assert parts["earlier held-out records looked at"]
+    looked = parts["texts looked at for near duplicates"]
+    assert looked[len(looked) // 2 - 1] == (3000, 3000)
+    steps = [done for done, _ in looked[: len(looked) // 2]]
+    assert steps == sorted(steps)
+    assert max(b - a for a, b in itertools.pairwise(steps)) <= 1024
+    pool = [
+        PoolSample(sample_id=str(at), question=one, choices=(), answer="1")
+        for at, one in enumerate(texts(2000))
+    ]
+    done: list[int] = []
+    alike_samples(pool, told=done.append)
+    assert (done == sorted(done), done[-1]) == (True, 2000)
 
 
 def test_the_share_of_equal_minima_estimates_the_jaccard_index() -> None:
@@ -167,7 +220,7 @@ def test_an_import_names_lines_across_the_split_and_samples_of_the_pool(tmp_path
         out=tmp_path / "out",
         pool=tmp_path / "pool.jsonl",
     )
-    told = run_import(asked, progress=lambda _: None)
+    told = run_import(asked, progress=lambda *_: None)
     lines = {
         name: (asked.out / name).read_text("utf-8").splitlines()
         for name in ("records.jsonl", "held-out.jsonl")

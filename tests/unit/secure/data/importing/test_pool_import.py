@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import re
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +50,7 @@ def imported(
         out=tmp_path / "out",
         most_rejects=most,
     )
-    return run_pool_import(request, progress=lambda _: None)
+    return run_pool_import(request, progress=lambda *_: None)
 
 
 def test_samples_carry_licence_and_source_and_are_hashed_with_them(tmp_path: Path) -> None:
@@ -86,6 +87,53 @@ def test_what_says_the_same_and_what_contradicts_is_named_by_its_ids(tmp_path: P
     assert "3 of 1, with another answer" in "\n".join(pool_sentences(told))
 
 
+def test_an_agreement_is_a_duplicate_also_where_a_third_sample_contradicts(tmp_path: Path) -> None:
+    table = """\
+id,question,a,b,right,terms
+1,Is it?,hot,cold,A,
+2,Is it?,cold,hot,B,
+3,Is it?,hot,cold,B,
+4,Is it?,hot,cold,B,
+"""
+    told = imported(tmp_path, table=table)
+    assert told["duplicates"] == [["1", "2"], ["3", "4"]]
+    assert told["conflicts"] == [{"1": "hot", "2": "hot", "3": "cold", "4": "cold"}]
+    rows = (tmp_path / "out" / "pool-alike.csv").read_text(encoding="utf-8").splitlines()[1:]
+    assert rows == [
+        "duplicate,1,2,hot,hot",
+        "duplicate,3,4,cold,cold",
+        "conflict,1,3,hot,cold",
+        "conflict,2,3,hot,cold",
+        "conflict,1,4,hot,cold",
+    ]
+
+
+def test_a_mapping_about_people_makes_no_pool(tmp_path: Path) -> None:
+    mapping = MAPPING.replace("[record]", '[record]\nunit = "id"')
+    with pytest.raises(ParameterError, match="about somebody, and a pool is public"):
+        imported(tmp_path, mapping)
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_not_looked_for_is_not_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(ImportRefused) as refused:
+        imported(tmp_path, most=0.0)
+    lines = list(pool_sentences(refused.value.told))
+    assert lines[-1] == "duplicates, contradictions and near duplicates were not looked for"
+    assert not [line for line in lines if line.startswith("0 ")]
+    (tmp_path / "out").rename(tmp_path / "before")
+    asked = PoolRequest(
+        source=str(tmp_path / "q.csv"),
+        mapping=tmp_path / "pool.toml",
+        out=tmp_path / "out",
+        most_rejects=0.5,
+        near=False,
+    )
+    lines = list(pool_sentences(run_pool_import(asked, progress=lambda *_: None)))
+    assert "near duplicates were not looked for" in lines
+    assert "0 near duplicate(s)" not in lines
+
+
 def test_gold_answers_that_differ_are_a_conflict() -> None:
     def sample(name: str, question: str, answer: str) -> PoolSample:
         return PoolSample(sample_id=name, question=question, choices=("yes", "no"), answer=answer)
@@ -99,18 +147,19 @@ def test_gold_answers_that_differ_are_a_conflict() -> None:
 
 def test_a_mapping_of_records_makes_a_pool_of_all_rows(tmp_path: Path) -> None:
     table = "sentence,label\nGood year.,positive\nBad year.,negative\nBad year.,negative\n"
-    told = imported(tmp_path, preset_mapping("financial-phrasebank"), table)
+    mapping = re.sub("(?m)^unit = .*$", "", preset_mapping("financial-phrasebank"))
+    told = imported(tmp_path, mapping, table)
     # No unit is read, nobody is held out; what repeats word for word has the same id.
     assert (told["samples"], told["rejected_by_reason"]) == (2, {"row-repeated": 1})
     first = read_pool(tmp_path / "out" / "pool.jsonl")
-    imported(tmp_path, preset_mapping("financial-phrasebank"), table)
+    imported(tmp_path, mapping, table)
     assert read_pool(tmp_path / "out" / "pool.jsonl") == first
 
 
 def test_too_many_rejects_leave_the_pool_as_it_was(tmp_path: Path) -> None:
     imported(tmp_path)
     before = (tmp_path / "out" / "pool.jsonl").read_bytes()
-    with pytest.raises(ImportRefused, match="no pool was written"):
+    with pytest.raises(ImportRefused, match=r"no pool .*pool\.jsonl is of an earlier one"):
         imported(tmp_path, most=0.01)
     assert (tmp_path / "out" / "pool.jsonl").read_bytes() == before
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
@@ -126,7 +175,7 @@ def test_an_import_does_not_write_over_its_source(tmp_path: Path) -> None:
     (tmp_path / "m.toml").write_text(MAPPING, encoding="utf-8")
     request = PoolRequest(source=str(source), mapping=tmp_path / "m.toml", out=tmp_path)
     with pytest.raises(ParameterError, match=r"the source is its pool\.jsonl"):
-        run_pool_import(request, progress=lambda _: None)
+        run_pool_import(request, progress=lambda *_: None)
 
 
 def test_what_a_terminal_obeys_is_refused_in_every_text_of_a_sample(tmp_path: Path) -> None:
@@ -139,5 +188,5 @@ def test_a_pool_that_is_not_written_has_no_hash_and_nothing_to_compare(tmp_path:
     with pytest.raises(ImportRefused) as refused:
         imported(tmp_path, most=0.0)
     assert refused.value.told["pool_sha256"] is None
-    assert refused.value.told["duplicates"] == []
+    assert refused.value.told["duplicates"] is None
     assert not (tmp_path / "out" / "pool.jsonl").exists()

@@ -81,7 +81,7 @@ def test_in_a_thousand_random_imports_nobody_is_on_two_sides(
                 out=tmp_path / str(number),
                 near=False,
             ),
-            progress=lambda _: None,
+            progress=lambda *_: None,
         )
         for unit, places in sides(tmp_path / str(number)).items():
             assert len(places) == 1, f"seed {seed}, import {number}"

@@ -44,7 +44,7 @@ def imported(tmp_path: Path, mapping: str, table: str = TABLE) -> tuple[dict[str
             out=tmp_path / "out",
             most_rejects=0.9,
         ),
-        progress=lambda _: None,
+        progress=lambda *_: None,
     )
     return told, tmp_path / "out" / "records.jsonl"
 
