@@ -215,6 +215,7 @@ class Recording:
             secrets=SecretFolder(folder=folder / "secrets"),
             memory=SiteMemory(folder=folder / "memory"),
             now=lambda: datetime.now(UTC),
+            outdated=lambda: False,
             display=TrainingDisplay(Console(quiet=True), epsilon_cap=0.0),
         )
 

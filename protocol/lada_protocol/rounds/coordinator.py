@@ -69,7 +69,8 @@ class _CoordinatorView(RoundView):
         if len(accepted) < self.plan.min_cohort:
             reasons = f" ({'; '.join(refused)})" if refused else ""
             most = coming + len(silent)
-            said = f"at most {most} sites can" if silent else f"{len(accepted)} sites"
+            asked = hopeless and (silent or unanswered)
+            said = f"at most {most} sites can" if asked else f"{len(accepted)} sites"
             needed = f"{said} take part, {self.plan.min_cohort} are needed{reasons}"
             return GiveUp(code=TOO_FEW, message=needed[:MAX_SENTENCE])
         return replace(self, accepted=tuple(accepted)).first_of_rounds() or Post(kind=Kind.FINISHED)

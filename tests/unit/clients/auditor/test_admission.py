@@ -229,7 +229,10 @@ def test_a_study_of_too_few_admitted_sites_ends_with_the_reasons(tmp_path: Path)
     ended = world.coordinator.next()
     assert isinstance(ended, Done)
     assert ended.failure is not None
-    assert "2 sites take part, 3 are needed (site-a: site-a, population patients: " in ended.failure
+    assert (
+        "2 sites can take part, 3 are needed (site-a: site-a, population patients: "
+        in ended.failure
+    )
 
 
 def test_an_admission_of_another_acceptance_is_refused(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from protocol_world import make_cast, signed, statistics_spec, training_spec
-from test_site_review import PLAN, Reviewing, _reviewing
+from reviewing_site import PLAN, Reviewing, reviewing
 
 from lada_clients.net.failures import UnfitStudy, tell_failed, told_as, told_by
 from lada_clients.site.gates import model as gate
@@ -59,7 +59,7 @@ def receipt(site: Reviewing, head: int, **place: Any) -> None:
 
 def accepted(folder: Path) -> Reviewing:
     """A site that was admitted, and has paid for a round's statistics and shown them."""
-    site = _reviewing(folder, cap=8.0)
+    site = reviewing(folder, cap=8.0)
     site.site._review()
     acceptance = site.site.participant.index.find(Kind.ACCEPTANCE, sender="site-a")
     assert acceptance is not None
@@ -157,7 +157,7 @@ def endings(site: Reviewing) -> list[dict[str, Any]]:
 def test_before_its_acceptance_a_site_tells_nothing_that_a_record_can_cause(
     tmp_path: Path,
 ) -> None:
-    site = _reviewing(tmp_path, cap=8.0)
+    site = reviewing(tmp_path, cap=8.0)
     me = site.site.participant
     for error in (ParameterError("records.jsonl:7: too long"), RecordsChanged("x"), ValueError()):
         tell_failed(me, error)
