@@ -38,7 +38,8 @@ def undone_when_stopped(told: str) -> Iterator[Callable[[], None]]:
     before = {}
     if threading.current_thread() is threading.main_thread():
         before = {one: signal.getsignal(one) for one in _STOPS}
-    heard = [one for one, handler in before.items() if handler is not signal.SIG_IGN]
+    # What was not set from Python could not be put back.
+    heard = [one for one, handler in before.items() if handler not in (signal.SIG_IGN, None)]
 
     def deaf() -> None:
         for one in heard:

@@ -11,19 +11,23 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from importlib import resources
 from itertools import islice
 from pathlib import Path
 from typing import Final
 
 from lada_secure.data.importing.conversion import folded_choice
-from lada_secure.data.importing.delimited import DELIMITERS
 from lada_secure.data.importing.kind_guessing import kind_remarks
 from lada_secure.data.importing.mapping import FORMAT, SourceSettings
 from lada_secure.data.importing.rows import ListOfObjects, Row
-from lada_secure.data.importing.sources import LOOKED_AT, kind_of, open_source
-from lada_secure.data.importing.text_files import sample, text_form
+from lada_secure.data.importing.source_guessing import (
+    Notes,
+    guessed_source,
+    quoted,
+    source_lines,
+)
+from lada_secure.data.importing.sources import LOOKED_AT, open_source
 from lada_secure.errors import ParameterError, TransportError
 
 # What columns are called that hold these things, the likeliest first.
@@ -74,14 +78,8 @@ _NUMBERED: Final = (
 _SIGNS: Final = ("abcdefghijklmnopqrstuvwxyz", "ABCDEFGHIJKLMNOPQRSTUVWXYZ", "0123456789")
 _COMMA: Final = re.compile(r"[+-]?[0-9]{1,3}(?:\.?[0-9]{3})*,[0-9]+")
 _DATE: Final = re.compile(r"[0-9]{1,2}([./-])[0-9]{1,2}\1[0-9]{2,4}")
-# An object of JSON, and the key of its first list of objects.
-_LIST: Final = re.compile(rb'\A[\xef\xbb\xbf\s]*\{(?:.*?)"([^"\\]{1,80})"\s*:\s*\[\s*\{', re.DOTALL)
-# What Excel writes above a header.
-_STATED: Final = re.compile(r'"?sep=(.)"?', re.IGNORECASE)
 _TYPE: Final = "resourceType"
 _MOSTLY: Final = 0.8
-# Of the bytes of a text in a Latin script, fewer are letters with accents.
-_ACCENTS: Final = 0.15
 _KEPT: Final = (
     (_COMMA, "numbers with a comma", "number(decimal=',', thousands='.')"),
     (_DATE, "dates, day or month first", "date('%d.%m.%Y')"),
@@ -96,12 +94,6 @@ class Guess:
     text: str
     guessed: tuple[str, ...]
     open: tuple[str, ...]
-
-
-@dataclass(slots=True)
-class _Notes:
-    guessed: list[str] = field(default_factory=list)
-    open: list[str] = field(default_factory=list)
 
 
 def presets() -> tuple[str, ...]:
@@ -136,8 +128,8 @@ def first_mapping(source: str, *, query: str | None, sheet: str | None = None) -
     Args: query: of a database. sheet: of a workbook, or the split of a saved dataset.
     Raises: ParameterError: it cannot be read at all.
     """
-    notes = _Notes()
-    settings = _source_settings(source, query, sheet, notes)
+    notes = Notes()
+    settings = guessed_source(source, query, sheet, notes)
     opened = open_source(source, settings)
     notes.guessed += opened.said
     found = list(islice(opened.read(_all(opened.columns)), LOOKED_AT))
@@ -149,7 +141,7 @@ def first_mapping(source: str, *, query: str | None, sheet: str | None = None) -
     # They are no text that a question or an answer could be; what lies in them has its own columns.
     listed = {name for row in rows for name, one in row.cells.items() if _is_objects(one)}
     names = [name for name in names if name not in listed]
-    lines = [f'format = "{FORMAT}"', "", *_source_lines(settings), "[record]"]
+    lines = [f'format = "{FORMAT}"', "", *source_lines(settings), "[record]"]
     lines += _record_lines(names, rows, notes)
     lines += [
         "",
@@ -171,7 +163,7 @@ def _is_objects(text: str | None) -> bool:
 
 
 def _of_one_type(
-    settings: SourceSettings, rows: list[Row], notes: _Notes
+    settings: SourceSettings, rows: list[Row], notes: Notes
 ) -> tuple[SourceSettings, list[Row]]:
     """The rows of one type of resource, where a FHIR file has several."""
     counts = Counter(kind for row in rows if (kind := row.cells.get(_TYPE)))
@@ -190,114 +182,13 @@ def _of_one_type(
     )
 
 
-def _source_settings(
-    source: str, query: str | None, sheet: str | None, notes: _Notes
-) -> SourceSettings:
-    kind = kind_of(source, SourceSettings())
-    if query is not None and kind != "sql":
-        raise ParameterError(f"--query: is for a database, and {source} is none; leave it out")
-    if kind == "sql":
-        return SourceSettings(query=query)
-    if kind == "excel":
-        return SourceSettings(sheet=sheet)
-    if kind == "dataset":
-        return SourceSettings(split=sheet)
-    if sheet is not None:
-        raise ParameterError(
-            f"--sheet: is for a workbook or a saved dataset, and {source} is none; leave it out"
-        )
-    path = Path(source)
-    if kind not in ("csv", "json", "jsonl") or not path.is_file():
-        return SourceSettings()
-    encoding = _encoding(path, notes)
-    if kind == "csv":
-        first, *_ = [*_sample_lines(path, encoding), ""]
-        if stated := _STATED.fullmatch(first):
-            notes.guessed.append(f"line 1 says delimiter {stated[1]!r}; the header stands below")
-            return SourceSettings(encoding=encoding, delimiter=stated[1], skip_lines=1)
-        return SourceSettings(encoding=encoding, delimiter=_delimiter(path, encoding, notes))
-    if kind == "json" and (found := _LIST.search(sample(path))):
-        # A bundle may list other things first, as its links.
-        bundle = re.search(rb'"resourceType"\s*:\s*"Bundle"', sample(path)) is not None
-        at = "entry" if bundle else found[1].decode("utf-8", "replace")
-        inside = "resource" if bundle else ""
-        what = "a FHIR bundle" if inside else "an object"
-        notes.guessed.append(f"{what} whose list of rows is {at!r}")
-        return SourceSettings(encoding=encoding, at=at, inside=inside)
-    return SourceSettings(encoding=encoding)
-
-
-def _encoding(path: Path, notes: _Notes) -> str | None:
-    """None where the file says it, by its mark or by being UTF-8."""
-    raw = sample(path)
-    if text_form(path, None).encoding != "utf-8":
-        return None
-    try:
-        # The sample may end inside a character.
-        raw[: raw.rfind(b"\n") + 1 or len(raw)].decode("utf-8")
-        return None
-    except UnicodeDecodeError:
-        pass
-    name = _single_byte(raw)
-    notes.open.append(f"not UTF-8; it may be {name}: look whether letters with accents are right")
-    return name
-
-
-def _single_byte(raw: bytes) -> str:
-    """A guess: cp1252 where letters beyond ASCII are as rare as accents, else by statistics."""
-    beyond = sum(byte >= 0x80 for byte in raw)
-    if beyond < _ACCENTS * len(raw):
-        return "cp1252"
-    try:
-        from charset_normalizer import from_bytes
-    except ImportError:
-        return "cp1252"
-    best = from_bytes(raw).best()
-    return "cp1252" if best is None else best.encoding
-
-
-def _sample_lines(path: Path, encoding: str | None) -> list[str]:
-    text = sample(path).decode(text_form(path, encoding).encoding, "replace")
-    return text.removeprefix("\ufeff").splitlines()[:20]
-
-
-def _delimiter(path: Path, encoding: str | None, notes: _Notes) -> str:
-    lines = _sample_lines(path, encoding)
-    counts = {sign: [line.count(sign) for line in lines if line.strip()] for sign in DELIMITERS}
-    # The same number in every line tells more than many in one.
-    best = max(DELIMITERS, key=lambda sign: (min(counts[sign]), counts[sign][0]))
-    notes.guessed.append(f"delimiter {best!r}")
-    return best
-
-
-def _source_lines(settings: SourceSettings) -> Iterator[str]:
-    told = {
-        name: value
-        for name in (
-            *("encoding", "delimiter", "skip_lines", "sheet", "split", "query", "at", "inside"),
-        )
-        if (value := getattr(settings, name))
-    }
-    if told or settings.only:
-        yield "[source]"
-        yield from (
-            f"{name} = {value if isinstance(value, int) else _quoted(value)}"
-            for name, value in told.items()
-        )
-        yield from (
-            f"only = {{ {name} = {_quoted(value)} }}  # OPEN: is it the type that is meant?"
-            for name, value in settings.only.items()
-        )
-        yield ""
-
-
-def _record_lines(names: Sequence[str], rows: Sequence[Row], notes: _Notes) -> Iterator[str]:
+def _record_lines(names: Sequence[str], rows: Sequence[Row], notes: Notes) -> Iterator[str]:
     found = {what: _column(names, called) for what, called in _CALLED.items()}
     numbered = _numbered(names)
     if found["id"] is None or not _unique(found["id"], rows):
         yield '# id = "..."  # a column whose values stay; without it ids are made from the record'
     else:
-        yield _line("id", _quoted(found["id"]), "guessed by its name, no value twice so far")
+        yield _line("id", quoted(found["id"]), "guessed by its name, no value twice so far")
         notes.guessed.append(f"id is {found['id']}")
     for what in ("unit", "question"):
         yield from _named_line(what, found[what], notes)
@@ -315,23 +206,23 @@ def _record_lines(names: Sequence[str], rows: Sequence[Row], notes: _Notes) -> I
         yield from _named_line("rationale", found["rationale"], notes)
 
 
-def _named_line(what: str, column: str | None, notes: _Notes) -> Iterator[str]:
+def _named_line(what: str, column: str | None, notes: Notes) -> Iterator[str]:
     if column is None:
         yield f'# {what} = "..."  # OPEN: name its column'
         notes.open.append(f"{what}: no column is called so; name it")
     else:
-        yield _line(what, _quoted(column), "guessed by its name")
+        yield _line(what, quoted(column), "guessed by its name")
         notes.guessed.append(f"{what} is {column}")
 
 
-def _one_cell_lines(column: str, rows: Sequence[Row], notes: _Notes) -> Iterator[str]:
+def _one_cell_lines(column: str, rows: Sequence[Row], notes: Notes) -> Iterator[str]:
     texts = [text for row in rows if (text := row.cells.get(column))]
     if texts and all(text.startswith("[") for text in texts):
-        yield _line("choices", f"{{ column = {_quoted(column)}, json = true }}", "lists of JSON")
+        yield _line("choices", f"{{ column = {quoted(column)}, json = true }}", "lists of JSON")
         notes.guessed.append(f"choices are lists in {column}")
         return
     sign = max("|;,\n", key=lambda one: min((text.count(one) for text in texts), default=0))
-    value = f"{{ column = {_quoted(column)}, separator = {_quoted(sign)} }}"
+    value = f"{{ column = {quoted(column)}, separator = {quoted(sign)} }}"
     yield _line("choices", value, "OPEN: is this what stands between them?")
     notes.open.append(f"choices: what separates them in {column}?")
 
@@ -340,7 +231,7 @@ def _answer_lines(
     column: str | None,
     choices: Callable[[Row], list[str | None]] | None,
     rows: Sequence[Row],
-    notes: _Notes,
+    notes: Notes,
 ) -> Iterator[str]:
     if column is None or choices is None:
         yield from _named_line("answer", column, notes)
@@ -348,17 +239,17 @@ def _answer_lines(
     pairs = [(text.strip(), choices(row)) for row in rows if (text := row.cells.get(column))]
     fits = [name for name, right in _STANDS.items() if pairs and all(right(*one) for one in pairs)]
     if len(fits) == 1:
-        value = f"{{ column = {_quoted(column)}, stands_as = {_quoted(fits[0])} }}"
+        value = f"{{ column = {quoted(column)}, stands_as = {quoted(fits[0])} }}"
         yield _line("answer", value, f"so in all of {len(pairs)} rows")
         notes.guessed.append(f"answer is {column}, as {fits[0]}")
         return
     if pairs and all(any(_alike(text, one) for one in there) for text, there in pairs):
         others = sum(text not in there for text, there in pairs)
-        value = f'{{ column = {_quoted(column)}, match = "folded" }}'
+        value = f'{{ column = {quoted(column)}, match = "folded" }}'
         yield _line("answer", value, f"OPEN: {others} of {len(pairs)} differ by case or space")
         notes.open.append(f"answer: {others} differ from a choice by case or space alone")
         return
-    value = f'{{ column = {_quoted(column)}, stands_as = "text" }}'
+    value = f'{{ column = {quoted(column)}, stands_as = "text" }}'
     told = f"as {' or '.join(fits)}" if fits else "in no way that fits all rows"
     yield _line("answer", value, f"OPEN: it stands {told}")
     notes.open.append(f"answer: {column} stands {told}")
@@ -427,11 +318,6 @@ def _numbered(names: Sequence[str]) -> tuple[str, ...]:
 def _unique(column: str, rows: Sequence[Row]) -> bool:
     texts = [row.cells.get(column) for row in rows]
     return all(texts) and len(set(texts)) == len(texts)
-
-
-def _quoted(text: str) -> str:
-    """A text as TOML writes it."""
-    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _line(key: str, value: str, remark: str) -> str:

@@ -2,141 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 import errno
 import json
 import os
 import resource
 import signal
-import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from import_sources import (
+    LISTED,
+    OPEN,
+    QUERY,
+    WRITERS,
+    cells,
+    nothing,
+    request,
+    rows,
+    write_csv,
+    write_jsonl,
+    write_sql,
+)
 
 from lada_lab.worlds.federation import build_federation
 from lada_secure.data.importing.outputs import OutputFolder
-from lada_secure.data.importing.run import ImportRefused, ImportRequest, run_import
+from lada_secure.data.importing.run import ImportRefused, run_import
 from lada_secure.data.records import Record, inspect_records, write_json_lines
 from lada_secure.errors import ParameterError, Stopped, TransportError
 from lada_secure.storage.whole_files import replace_file
-
-COLUMNS = ("record_id", "unit", "question", "choices", "answer", "rationale")
-MAPPING = """\
-format = "lada-mapping/1"
-
-[record]
-id = "record_id"
-unit = "unit"
-question = "question"
-CHOICES
-answer = "answer"
-rationale = "rationale"
-"""
-OPEN = MAPPING.replace("CHOICES\n", "")
-LISTED = MAPPING.replace("CHOICES", 'choices = { column = "choices", json = true }')
-QUERY = '\n[source]\nquery = "SELECT * FROM cases ORDER BY rowid"\n'
-
-
-def nothing(*_: object) -> None:
-    """Progress that nobody looks at."""
-
-
-def cells(records: Sequence[Record]) -> list[tuple[str | None, ...]]:
-    return [
-        (
-            one.record_id,
-            one.unit,
-            one.question,
-            json.dumps(one.choices) if one.choices else None,
-            one.answer,
-            one.rationale,
-        )
-        for one in records
-    ]
-
-
-def write_csv(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    with path.open("w", encoding="utf-8", newline="") as file:
-        csv.writer(file).writerows([COLUMNS, *rows])
-    return str(path)
-
-
-def write_parquet(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    columns = [pa.array(one, pa.string()) for one in zip(*rows, strict=True)]
-    pq.write_table(pa.table(columns, names=COLUMNS), path)
-    return str(path)
-
-
-def write_dataset(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    import datasets
-
-    columns = [list(one) for one in zip(*rows, strict=True)]
-    datasets.Dataset.from_dict(dict(zip(COLUMNS, columns, strict=True))).save_to_disk(str(path))
-    return str(path)
-
-
-def write_sql(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    base = sqlite3.connect(path)
-    base.execute(f"CREATE TABLE cases ({', '.join(f'{name} TEXT' for name in COLUMNS)})")
-    base.executemany("INSERT INTO cases VALUES (?, ?, ?, ?, ?, ?)", rows)
-    base.commit()
-    base.close()
-    return f"sqlite:///{path}"
-
-
-def objects(rows: Sequence[tuple[str | None, ...]]) -> list[dict[str, str | None]]:
-    return [dict(zip(COLUMNS, row, strict=True)) for row in rows]
-
-
-def write_jsonl(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    path.write_text("".join(json.dumps(one) + "\n" for one in objects(rows)), encoding="utf-8")
-    return str(path)
-
-
-def write_json(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    path.write_text(json.dumps(objects(rows)), encoding="utf-8")
-    return str(path)
-
-
-def write_excel(path: Path, rows: Sequence[tuple[str | None, ...]]) -> str:
-    import openpyxl
-
-    book = openpyxl.Workbook()
-    for row in (COLUMNS, *rows):
-        book.active.append(row)
-    book.save(path)
-    return str(path)
-
-
-WRITERS: dict[str, Callable[[Path, Sequence[tuple[str | None, ...]]], str]] = {
-    "cases.csv": write_csv,
-    "cases.parquet": write_parquet,
-    "cases": write_dataset,
-    "cases.sqlite": write_sql,
-    "cases.jsonl": write_jsonl,
-    "cases.json": write_json,
-    "cases.xlsx": write_excel,
-}
-
-
-def request(tmp_path: Path, source: str, mapping: str, **more: Any) -> ImportRequest:
-    path = tmp_path / "mapping.toml"
-    path.write_text(mapping + (QUERY if source.startswith("sqlite") else ""), encoding="utf-8")
-    return ImportRequest(source=source, mapping=path, out=tmp_path / "out", **more)
-
-
-def rows(count: int) -> list[tuple[str | None, ...]]:
-    return [
-        (f"r{one}", f"p{one // 3}", f"How many is {one} and {one}?", None, str(2 * one), None)
-        for one in range(count)
-    ]
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -150,7 +47,7 @@ def demo() -> tuple[Record, ...]:
     try:
         data = build_federation("demo", sites=3, seed=0)
     except ParameterError:
-        data = build_federation("arithmetic", sites=3, seed=0)
+        data = build_federation("tiny", sites=3, seed=0)
     return next(iter(data.sites.values())).train
 
 
@@ -400,78 +297,6 @@ def test_where_a_header_is_missing_no_message_quotes_a_person(tmp_path: Path) ->
         assert "Anna" not in str(failed.value)
 
 
-def test_people_who_are_held_out_no_more_are_counted(tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "c.csv", rows(300))
-    half = OPEN + "[split]\nheld_out = 0.5\n"
-    first = run_import(request(tmp_path, source, half), progress=nothing)
-    assert first["held_out_no_more"] == 0
-    assert run_import(request(tmp_path, source, half), progress=nothing)["held_out_no_more"] == 0
-    # A mapping that was copied without its salt.
-    (tmp_path / "mapping.salt").unlink()
-    moved = run_import(request(tmp_path, source, half), progress=nothing)["held_out_no_more"]
-    assert 0 < moved < 100
-
-
-def warned(tmp_path: Path, units: Sequence[str], unit: str, split: str = "") -> dict[str, Any]:
-    people = [(f"r{at}", one, f"Q{at}?", "", "a", "") for at, one in enumerate(units)]
-    source = write_csv(tmp_path / "c.csv", people)
-    mapping = OPEN.replace('unit = "unit"', f"unit = {unit}") + split
-    return run_import(request(tmp_path, source, mapping), progress=nothing)
-
-
-def test_people_in_several_forms_are_warned_of_and_the_filter_makes_them_one(
-    tmp_path: Path,
-) -> None:
-    units = ["007", "7", "7.0", "ward/7", "8", "8", "123/2024", "124/2024"]
-    told = warned(tmp_path, units, '"unit"')
-    assert told["units"]["may_be_one_person"] == 4
-    (warning,) = told["warnings"]
-    assert warning.startswith("4 units may be one person with another one")
-    for_others = json.loads((tmp_path / "out" / "import-report.json").read_bytes())
-    assert for_others["units"]["may_be_one_person"] == 10
-    assert for_others["warnings"][0].startswith("10 units may be")
-    told = warned(tmp_path, units[:6], """{ template = "{{ row['unit'] | plain_id }}" }""")
-    assert told["warnings"] == []
-    assert told["units"]["units"] == 2
-
-
-def test_a_rejected_row_makes_nobody_alike(tmp_path: Path) -> None:
-    source = write_csv(
-        tmp_path / "c.csv",
-        [("r1", "7", "Q?", "", "a", ""), ("r1", "007", "R?", "", "a", "")],
-    )
-    asked = request(tmp_path, source, OPEN, most_rejects=0.5)
-    assert run_import(asked, progress=nothing)["units"]["may_be_one_person"] == 0
-
-
-@pytest.mark.parametrize("name", ["0", "000", "9999999", "Test"])
-def test_a_placeholder_with_far_more_records_than_others_is_warned_of(
-    name: str, tmp_path: Path
-) -> None:
-    people = [f"p{at}" for at in range(20)]
-    told = warned(tmp_path, people + 6 * [name], '"unit"')
-    assert told["units"]["may_be_nobody"] == 1
-    assert "look like a placeholder" in told["warnings"][0]
-    # The template that the warning names.
-    shown = told["warnings"][0].partition("template = ")[2]
-    template = shown.replace("the column", "unit").replace("'0'", f"'{name}'")
-    with pytest.raises(ImportRefused, match="6 of 26 rows"):
-        warned(tmp_path, people + 6 * [name], f"{{ template = {template} }}")
-    assert warned(tmp_path, [*people, name], '"unit"')["warnings"] == []
-
-
-def test_words_for_nobody_are_no_people(tmp_path: Path) -> None:
-    with pytest.raises(ImportRefused) as refused:
-        warned(tmp_path, ["NN", "N. N.", "anonym", "unbekannt", "p1"], '"unit"')
-    assert refused.value.told["rejected_by_reason"] == {"unit-looks-missing": 4}
-
-
-def test_that_nobody_is_held_out_is_said(tmp_path: Path) -> None:
-    told = warned(tmp_path, ["p1", "p2"], '"unit"', "[split]\nheld_out = 1e-9\n")
-    assert told["warnings"][0].startswith("nobody of 2 unit(s) is held out, though")
-    assert warned(tmp_path, ["p1", "p2"], '"unit"')["warnings"] == []
-
-
 def test_a_link_under_the_name_of_a_part_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_text("mine")
@@ -506,16 +331,6 @@ def test_a_refused_import_makes_nothing_its_own(tmp_path: Path) -> None:
         run_import(request(tmp_path, source, OPEN), progress=nothing)
     run_import(request(tmp_path, write_csv(tmp_path / "c.csv", rows(30)), OPEN), progress=nothing)
     assert contents(tmp_path / "out")["held-out.jsonl"] == b"by hand"
-
-
-def test_the_cap_is_counted_over_people_to_train_on(tmp_path: Path) -> None:
-    source = write_csv(tmp_path / "c.csv", rows(90))
-    asked = request(tmp_path, source, OPEN + "[split]\nheld_out = 0.5\n", cap=2)
-    told = run_import(asked, progress=nothing)
-    assert told["units"]["units"] == 30
-    assert told["units"]["by_records"]["3-5"] == 30
-    assert told["units"]["cut_by_cap"] == told["records"] // 3
-    assert told["units"]["records_cut_by_cap"] == told["records"] // 3
 
 
 @pytest.mark.parametrize(
