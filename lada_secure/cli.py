@@ -7,8 +7,11 @@ traceback is for defects only.
 from __future__ import annotations
 
 import json
+import logging
+import signal
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import entry_points
 from typing import Annotated, TypeAlias
 
@@ -17,6 +20,7 @@ from rich.console import Console
 
 from lada_secure.errors import LadaError
 
+LOG = logging.getLogger(__name__)
 GROUP = "lada.commands"
 JsonFlag: TypeAlias = Annotated[bool, typer.Option("--json", help="One JSON object on stdout.")]
 
@@ -54,6 +58,17 @@ def answer(facts: object, sentences: Iterable[str], *, as_json: bool) -> None:
     """What a command has found: one JSON object for machines, or lines for people."""
     for line in (json.dumps(facts, sort_keys=True),) if as_json else sentences:
         typer.echo(line)
+
+
+@contextmanager
+def resumable() -> Iterator[None]:
+    """A command that goes on where it was: Ctrl-C says so, and ends it with the shell's status."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        # Logged, because a machine may read each line of this command.
+        LOG.warning("stopped; the same command goes on where this one was")
+        raise typer.Exit(128 + signal.SIGINT) from None
 
 
 def main() -> None:

@@ -52,7 +52,7 @@ class SettingsTemplate:
             return toml_value(self._answer(answers, match[1]))
 
         raw = _PLACE.sub(put_in, _LINE.sub(left_open, self.text)).encode("utf-8")
-        parse_settings(raw, self.model, where=self.file)
+        parse_settings(raw, self.model, where=f"the new {self.file}")
         return raw
 
     def _answer(self, answers: Mapping[str, Answer], name: str) -> Answer:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 
-from lada_secure.cli import JsonFlag, answer
+from lada_secure.cli import JsonFlag, answer, resumable
 from lada_secure.errors import ParameterError
 
 if TYPE_CHECKING:
@@ -30,7 +30,8 @@ def run(settings: SettingsFile) -> None:
     """
     from lada_server.runner import run_server
 
-    run_server(settings)
+    with resumable():
+        run_server(settings)
 
 
 @app.command()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import os
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 import tomli_w
+from checked_run import change_toml
 
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import settings_tables
@@ -180,3 +184,27 @@ def test_a_missing_settings_file_is_named(tmp_path: Path, party: str) -> None:
     assert done.returncode == 2
     assert "nowhere.toml" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("role", ["site", "auditor", "server"])
+def test_ctrl_c_at_a_party_that_runs_says_how_to_go_on(checked_run: RunLayout, role: str) -> None:
+    folder = {
+        "site": checked_run.site("site-a"),
+        "auditor": checked_run.auditor,
+        "server": checked_run.coordinator,
+    }[role]
+    # Lines for machines: the sentence is one of them.
+    change_toml(folder.settings, log={"format": "json"})
+    process = subprocess.Popen(
+        [LADA, role, "run", "--settings", folder.settings], stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not folder.events.exists():
+        assert time.monotonic() < deadline
+        assert process.poll() is None
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGINT, errors
+    said = [json.loads(line)["message"] for line in errors.splitlines()]
+    assert said[-1] == "stopped; the same command goes on where this one was"

@@ -9,7 +9,7 @@ import typer
 
 from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
 from lada_protocol.kinds import Role
-from lada_secure.cli import JsonFlag, answer
+from lada_secure.cli import JsonFlag, answer, resumable
 
 app = typer.Typer(
     help="The auditor: checks ledgers and opens sums, each once.", no_args_is_help=True
@@ -37,10 +37,11 @@ def run(
     """
     from lada_clients.auditor.runner import follow_auditor, run_auditor
 
-    if follow:
-        follow_auditor(settings)
-    else:
-        run_auditor(settings)
+    with resumable():
+        if follow:
+            follow_auditor(settings)
+        else:
+            run_auditor(settings)
 
 
 @app.command()

@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -63,7 +63,8 @@ def site(
         str | None, typer.Option(help="Largest epsilon over all studies.", metavar="NUMBER")
     ] = None,
     approval: Annotated[
-        str, typer.Option(help="policy, or person: every study needs `lada site approve`.")
+        Literal["policy", "person"],
+        typer.Option(help="Who approves a study; person: somebody, by `lada site approve`."),
     ] = "policy",
     coordinator: Address = None,
     cache_dir: CacheDir = None,
@@ -169,8 +170,12 @@ def coordinator(
         int, typer.Option(min=1, help="People at a typical site, roughly; public.")
     ] = 500,
     rounds: Annotated[int, typer.Option(min=1, max=1000, help="Rounds of the study.")] = 2,
-    embedder: Annotated[str, typer.Option(help="minilm or hashed-ngrams.")] = "minilm",
-    answer_form: Annotated[str, typer.Option(help="cloze, listed or reasoned.")] = "cloze",
+    embedder: Annotated[
+        Literal["minilm", "hashed-ngrams"], typer.Option(help="What topics are found by.")
+    ] = "minilm",
+    answer_form: Annotated[
+        Literal["cloze", "listed", "reasoned"], typer.Option(help="How the models answer.")
+    ] = "cloze",
     listen: Annotated[
         str | None, typer.Option(help="host:port to listen on; by default the address's port.")
     ] = None,
@@ -260,7 +265,11 @@ def join(
 
     secret = read_passphrase(passphrase_file)
     found = read_joining(folder, bundle, passphrase=secret, now=datetime.now(UTC))
-    check_fingerprint(found.fingerprint, fingerprint or _read_out(found, as_json))
+    own = found.fingerprint
+    if fingerprint is None:
+        _ask_for_fingerprint(found, as_json)
+    else:
+        check_fingerprint(own, fingerprint)
     found.carry_out()
     command = "server" if found.party.role is Role.COORDINATOR else found.party.role
     following = [
@@ -273,7 +282,7 @@ def join(
         "settings": str(found.settings),
         "parties": [one.id for one in found.roster.parties],
         "roster_sha256": found.roster.hash,
-        "fingerprint": found.fingerprint,
+        "fingerprint": own,
         "next": following,
     }
     said = (
@@ -284,9 +293,10 @@ def join(
     answer(facts, said, as_json=as_json)
 
 
-def _read_out(found: Joining, as_json: bool) -> str:
-    """What another party has read out, from whoever sits here."""
-    from lada_clients.setup.questions import has_terminal, prompt
+def _ask_for_fingerprint(found: Joining, as_json: bool) -> None:
+    """Compare it with what another party reads out, as whoever sits here writes it down."""
+    from lada_clients.setup.questions import Questions, has_terminal
+    from lada_protocol.identity.enrolment import check_fingerprint
     from lada_secure.errors import ParameterError
 
     own = found.fingerprint
@@ -303,7 +313,12 @@ def _read_out(found: Joining, as_json: bool) -> str:
             err=True,
         )
     typer.echo(f"Its fingerprint: {own}. Call the other parties and compare.", err=True)
-    return prompt("The fingerprint, as another party reads it out")
+    Questions(terminal=True).ask(
+        None,
+        "--fingerprint",
+        "The fingerprint, as another party reads it out",
+        lambda text: check_fingerprint(own, text),
+    )
 
 
 def _questions(folder: Path, as_json: bool) -> Questions:

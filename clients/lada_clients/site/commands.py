@@ -10,7 +10,7 @@ import typer
 from lada_clients.ca.commands import PartyId, PassphraseFile, request_certificates
 from lada_clients.site.results.commands import commands as of_results
 from lada_protocol.kinds import Role
-from lada_secure.cli import JsonFlag, answer
+from lada_secure.cli import JsonFlag, answer, resumable
 
 app = typer.Typer(help="A site: takes part in studies with its own records.", no_args_is_help=True)
 app.add_typer(of_results)
@@ -47,10 +47,11 @@ def run(
     """
     from lada_clients.site.runner import follow_site, run_site
 
-    if follow:
-        follow_site(settings)
-    else:
-        run_site(settings)
+    with resumable():
+        if follow:
+            follow_site(settings)
+        else:
+            run_site(settings)
 
 
 @app.command()

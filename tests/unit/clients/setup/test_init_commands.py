@@ -214,12 +214,10 @@ def test_encrypted_keys_are_joined_with_their_passphrase(monkeypatch):
         (["site", "new", "--invite", "SITE", "--model", "x"], "--model: x: no such folder"),
         (["site", "new", "--invite", "SITE", "--epsilon-total", "nan"], "a number above 0"),
         (["site", "new", "--invite", "SITE", "--coordinator", "hub"], "expected host:port"),
-        (["site", "new", "--invite", "SITE", "--approval", "maybe"], "policy.toml: approval: "),
-        (["site", "new", "--invite", "SITE", "--population", "a b"], "policy.toml: population: "),
+        (["site", "new", "--invite", "SITE", "--population", "a b"], "the new policy.toml: popul"),
         (["coordinator", "new", "--site", "a", "--site", "b"], "three sites or more, got 2"),
         (["coordinator", "new", "--site", "hub"], "three sites or more"),
-        (["coordinator", "new", "--answer-form", "x"], "study.toml: answer_form: "),
-        (["coordinator", "new", "--study-id", "a b"], "study.toml: study_id: "),
+        (["coordinator", "new", "--study-id", "a b"], "the new study.toml: study_id: "),
         (["coordinator", "new", "--address", "hub"], "--address: address 'hub': expected host"),
     ],
 )
@@ -249,6 +247,21 @@ def test_a_mistake_is_told_and_leaves_nothing_behind(words, told, tmp_path):
     with pytest.raises(ParameterError, match=told):
         run(*words)
     assert tree(tmp_path) == before
+
+
+@pytest.mark.parametrize(
+    ("role", "option", "known"),
+    [
+        ("site", "--approval", ["policy", "person"]),
+        ("coordinator", "--answer-form", ["cloze", "listed", "reasoned"]),
+        ("coordinator", "--embedder", ["minilm", "hashed-ngrams"]),
+    ],
+)
+def test_a_choice_that_does_not_exist_is_answered_by_those_that_do(role, option, known):
+    done = CliRunner().invoke(commands.app, [role, "new", option, "persn"])
+    assert done.exit_code == 2
+    assert all(one in done.output for one in [option, "persn", *known])
+    assert not Path("new").exists()
 
 
 def test_what_a_killed_command_had_begun_is_swept_by_the_next(tmp_path):
@@ -386,6 +399,20 @@ def test_questions_that_are_answered_make_the_folder():
     assert "epsilon_cap_per_study = 2.0" in Path("new/policy.toml").read_text()
     assert "epsilon_cap_total = 4.0" in Path("new/policy.toml").read_text()
     assert '# held_out = "held-out.jsonl"' in Path("new/site.toml").read_text()
+
+
+def test_a_fingerprint_that_was_mistyped_is_asked_for_again(bundle, tmp_path):
+    question = QUESTIONS["join"][0][0]
+    answers = [read_wrong(bundle["fingerprint"]), "12345", bundle["fingerprint"]]
+    status, shown = at_terminal(
+        ["init", "join", "a", bundle["bundle"]],
+        [(question, f"{one}\r") for one in answers],
+        then=None,
+    )
+    assert status == 0, shown
+    assert "group 1 differs" in shown
+    assert "expected 6 groups of 5 digits, got '12345'" in shown
+    assert "site a is ready" in shown
 
 
 def _typed(role):
