@@ -1,5 +1,6 @@
 """Studies that must not run: a site's refusal, a foreign certificate, an interrupted run."""
 
+import json
 import shutil
 import signal
 import subprocess
@@ -64,6 +65,8 @@ def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared):
         assert sentence not in said
         assert "Traceback" not in said
     assert list(site.state.rglob("mask-*")) == []
+    events = map(json.loads, prepared.layout.coordinator.events.read_text().splitlines())
+    assert [one["code"] for one in events if one["event"] == "failed"] == ["study_failed"]
 
 
 def test_a_certificate_of_another_authority_is_refused_by_name(prepared, study):

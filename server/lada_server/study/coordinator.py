@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Final
 
-from lada_protocol.events import Failed, LlmUpdate, StallTimer
+from lada_protocol.events import LlmUpdate, StallTimer
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
 from lada_protocol.rounds.coordinator import next_coordinator_task
@@ -281,9 +281,6 @@ class Coordinator:
 
     def _give_up(self, task: GiveUp) -> None:
         self.board.post(Kind.FAILED, {"code": task.code, "message": task.message})
-        self.board.events.write(
-            Failed, round_id=0, step="close", message=task.message, code=task.code
-        )
         raise StudyFailed(task.message)
 
     def _previous(self, round_id: int) -> str:
