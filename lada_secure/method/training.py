@@ -90,8 +90,9 @@ def held_out_tokens(plan: MethodPlan, record: Record) -> int:
 
 
 def written_tokens(plan: MethodPlan) -> int:
-    """What a model may write to answer a question: a whole path where it reasons first."""
-    return plan.paths.max_new_tokens if plan.answer_form == "reasoned" else ANSWER_TOKENS
+    """What a model may write to answer a question: a whole path, and room for short answers."""
+    most = plan.paths.max_new_tokens
+    return most if plan.answer_form == "reasoned" else max(most, ANSWER_TOKENS)
 
 
 def private_units(

@@ -283,13 +283,21 @@ def test_the_llm_learns_from_what_sites_got_right_in_the_form_alone(name: FormNa
 
 
 @pytest.mark.parametrize(
-    ("name", "closed", "any_kind"),
-    [("cloze", 0, 32), ("listed", 0, 32), ("reasoned", 40, 40)],
+    ("name", "paths", "closed", "any_kind"),
+    [
+        ("cloze", 40, 0, 40),
+        ("listed", 40, 0, 40),
+        ("reasoned", 40, 40, 40),
+        ("cloze", 24, 0, 32),
+        ("reasoned", 24, 24, 24),
+    ],
 )
 def test_what_a_model_may_write_on_held_out_records(
-    name: FormName, closed: int, any_kind: int
+    name: FormName, paths: int, closed: int, any_kind: int
 ) -> None:
     base = study(name)
+    paths_of = base.paths.model_copy(update={"max_new_tokens": paths})
+    base = base.model_copy(update={"paths": paths_of})
     records = taught_records(bare=True)
     assert held_out_tokens(base, records[0]) == closed
     assert held_out_tokens(base, records[-1]) == written_tokens(base) == any_kind
