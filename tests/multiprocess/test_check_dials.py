@@ -10,9 +10,12 @@ from served_board import serving
 
 from lada_clients.auditor.check import AuditorChecks
 from lada_clients.net.reaching import coordinator_found
+from lada_clients.site.check.reading import SiteReading
+from lada_clients.site.check.role import SiteChecks
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.transport_settings import TransportSettings
 from lada_secure.check.running import Request, run_checks
+from lada_secure.data.records import parse_pool, pool_hash
 from lada_secure.errors import TransportError
 
 
@@ -25,6 +28,16 @@ class Dialling:
     party: str = "bank"
     passphrase: None = None
     transport: TransportSettings = field(default_factory=TransportSettings)
+
+
+def propose(study, served, plan, *, pool=None):
+    """Post a plan, and the pool beside it, as a coordinator does."""
+    key = study.credentials("coordinator").signing_key
+    posted = {Kind.PLAN: ({"certificate": "nobody reads it here"}, plan.to_bytes())}
+    if pool is not None:
+        posted[Kind.POOL] = ({}, pool)
+    for kind, (body, raw) in posted.items():
+        served.store.post(signed(study.roster, key, plan, kind, "coordinator", body, raw), raw)
 
 
 def test_a_coordinator_that_answers_is_known_by_its_key_and_hears_nothing(study, tmp_path):
@@ -75,11 +88,71 @@ def test_a_plan_that_is_proposed_is_compared_before_anybody_joins(study, tmp_pat
             "skipped",
             "no --plan is named, and none is proposed",
         )
-        raw, key = plan.to_bytes(), study.credentials("coordinator").signing_key
-        body = {"certificate": "nobody reads it here"}
-        message = signed(study.roster, key, plan, Kind.PLAN, "coordinator", body, raw)
-        served.store.post(message, raw)
+        propose(study, served, plan)
         level, said = found(served)["plan.policy"]
         assert (level, "This auditor would refuse the plan" in said) == ("fault", True)
         assert [one.kind for _, one in served.store.visible("coordinator", 0)] == [Kind.PLAN]
+    assert not (tmp_path / "state").exists()
+
+
+def test_the_pool_that_is_posted_is_read_before_anybody_joins(study, tmp_path):
+    raw = b"".join(
+        b'{"sample_id": "%d", "question": "q", "choices": [], "answer": "a"}\n' % number
+        for number in range(9)
+    )
+    digest = pool_hash(parse_pool(raw, where="here"))
+    (tmp_path / "policy.toml").write_text(
+        tomli_w.dumps(
+            {
+                "roster_sha256": study.roster.hash,
+                "population": "people",
+                "target_delta": 1e-5,
+                "epsilon_cap_per_study": 8.0,
+                "epsilon_cap_total": 8.0,
+                "max_records_per_unit": 4,
+            }
+        )
+    )
+    settings = {
+        "party": "bank",
+        "identity": str(study.identity("bank")),
+        "roster": str(study.folder / "roster.json"),
+        "policy": str(tmp_path / "policy.toml"),
+        "state_dir": str(tmp_path / "state"),
+        "records": str(tmp_path / "records.jsonl"),
+        "model": {"slm": str(tmp_path / "slm")},
+        "cache_dir": str(tmp_path),
+    }
+    file = tmp_path / "site.toml"
+    looked_at = ("settings", "policy", "roster", "identity", "coordinator", "pool", "plan.read")
+
+    def found(served):
+        file.write_text(tomli_w.dumps(settings | {"coordinator": served.server.address}))
+        checks = [
+            one
+            for one in SiteChecks(SiteReading(file, Request())).entries()
+            if one.name in looked_at
+        ]
+        return {one.check: (one.level, one.message) for one in run_checks(checks, quick=True)}
+
+    with serving(study, tmp_path) as served:
+        told = found(served)
+        assert told["coordinator"][0] == "ok"
+        assert told["pool"][0] == "skipped"
+        assert "none is posted" in told["pool"][1]
+        propose(study, served, make_plan(pool_sha256=digest), pool=raw)
+        told = found(served)
+        assert told["pool"] == ("ok", "the pool of the study that is proposed now: 9 samples")
+        assert told["plan.read"][0] == "ok"
+        assert {one.kind for _, one in served.store.visible("bank", 0)} == {Kind.PLAN, Kind.POOL}
+    (tmp_path / "other").mkdir()
+    with serving(study, tmp_path / "other") as served:
+        propose(study, served, make_plan(), pool=raw)
+        level, said = found(served)["pool"]
+        assert (level, "is not the one that its plan names" in said) == ("fault", True)
+    (tmp_path / "third").mkdir()
+    with serving(study, tmp_path / "third") as served:
+        propose(study, served, make_plan(), pool=raw.replace(b'"a"', b'""', 1))
+        level, said = found(served)["pool"]
+        assert (level, "posted:1: answer is empty" in said) == ("fault", True)
     assert not (tmp_path / "state").exists()

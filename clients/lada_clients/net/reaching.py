@@ -9,12 +9,14 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Final
 
 from lada_clients.net.connection import Endpoint, HungUp, NotNow, proxy_for, see_coordinator
 from lada_clients.net.participant import joined_study
 from lada_protocol.events import EventLog
 from lada_protocol.identity.roster import Roster
+from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, LiveIdentity
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.limits import join_address, split_address
@@ -60,17 +62,36 @@ def coordinator_found(settings: DiallingSettings, roster: Roster) -> Iterator[Fo
     )
 
 
-def proposed_plan(settings: DiallingSettings, *, pinned: str) -> StudyPlan | None:
-    """The plan that a coordinator which answers has proposed; None where it has not yet.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProposedStudy:
+    """What waits on the board of a coordinator that answers.
+
+    pool: the posted file, JSON Lines, not read yet; None where it is not there or not asked for.
+    """
+
+    plan: StudyPlan
+    pool: bytes | None
+
+
+def proposed_study(
+    settings: DiallingSettings, *, pinned: str, with_pool: bool
+) -> ProposedStudy | None:
+    """The study that a coordinator which answers has proposed; None where it has not yet.
 
     Args: pinned: hash of the roster that was agreed on.
-    Raises: ParameterError: roster or identity are wrong. PeerError: a plan that cannot be read.
+    Raises: ParameterError: roster or identity are wrong. PeerError: a plan that cannot be read, or
+      a payload that is not the one that was signed.
     """
     soon = settings.model_copy(update={"wait_s": _PLAN_S})
     nowhere = EventLog(party=settings.party, sink=lambda _: None, clock=time.time)
     try:
         with joined_study(soon, pinned=pinned, events=nowhere) as participant:
-            return participant.plan
+            index, sender = participant.index, participant.roster.coordinator.id
+            message = index.find(Kind.POOL, sender=sender) if with_pool else None
+            return ProposedStudy(
+                plan=participant.plan,
+                pool=None if message is None else participant.payload(message),
+            )
     except TransportError:
         return None
 

@@ -149,12 +149,13 @@ class SiteChecks:
             yield warn(f"{self._read.settings.policy}: {said}")
 
     def _pool(self) -> Iterator[Found]:
-        if self._read.request.pool is None:
-            yield unneeded("no --pool is named; built-in public questions are asked")
+        named, pool = self._read.request.pool, self._read.pool
+        if pool:
+            where = named or "the pool of the study that is proposed now"
+            yield fine(f"{where}: {len(pool)} samples", samples=len(pool))
         else:
-            yield fine(
-                f"{self._read.request.pool}: {len(self._read.pool)} samples",
-                samples=len(self._read.pool),
+            yield unneeded(
+                "no --pool is named, and none is posted; built-in public questions are asked"
             )
 
     def _plan_read(self) -> Iterator[Found]:
@@ -164,7 +165,8 @@ class SiteChecks:
                 "no --plan is named and no single one is on disk; the policy alone counts"
             )
         else:
-            proposed = self._read.coordinator_answers and plan is self._read.proposed
+            study = self._read.proposed
+            proposed = study is not None and plan is study.plan
             yield fine(
                 f"study {plan.study_id}{', as it is proposed now' if proposed else ''}: "
                 f'{plan.rounds} rounds, asked in "{plan.answer_form}"',
