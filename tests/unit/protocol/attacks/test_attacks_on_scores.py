@@ -11,14 +11,35 @@ Everything is real but the models: keys, queries, scores, masks, sums, and the a
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from protocol_world import MemoryBoard, make_plan, statistics_spec
+from lying_scorer import (
+    CELLS,
+    LEVELS,
+    OTHERS,
+    PLAN,
+    POOL,
+    READ,
+    STEP,
+    THRESHOLD,
+    VICTIM,
+    Answer,
+    assert_refused,
+    bare,
+    ladder,
+    make_sites,
+    queried,
+    query_of,
+    read_ladder,
+    recovered,
+    shifted,
+    silence,
+    to_opening,
+)
+from protocol_world import make_plan
 from simulated_parties import (
     THREE,
     SimulatedCoordinator,
@@ -27,220 +48,25 @@ from simulated_parties import (
     bring_together,
     make_auditor,
     make_world,
-    notes,
-    owes,
-    refusal,
     scores_of,
 )
 
 from lada_clients.auditor.opening import SumOpening
 from lada_clients.auditor.runner import write_export
-from lada_clients.net.study_folder import SecretFolder
-from lada_clients.site.exchanges import SiteExchanges
 from lada_protocol.evidence.export import MESSAGES_FILE
 from lada_protocol.evidence.study import verify_evidence
-from lada_protocol.identity.roster import Party
 from lada_protocol.kinds import Kind
-from lada_protocol.rounds.blind_scoring import ROW_BOUND, scoring_parameters_of
+from lada_protocol.rounds.blind_scoring import ROW_BOUND
 from lada_protocol.rounds.index import Attempt
 from lada_protocol.rounds.secure_aggregation import opened_values
 from lada_protocol.rounds.site import next_site_task
 from lada_protocol.rounds.tasks import Post, Wait
-from lada_protocol.wire.envelope import Envelope
-from lada_protocol.wire.messages import FaultBody
-from lada_secure.allocation.selection import pick
 from lada_secure.encryption.matrix import encode_matrix
 from lada_secure.encryption.parameters import (
     HEADER_BYTES,
-    POLY_MODULUS_DEGREE,
-    SCORING_COEFFICIENT_BYTES,
-    SCORING_MODULUS,
 )
-from lada_secure.encryption.parsing import pack, unpack
 from lada_secure.errors import PeerError
-from lada_secure.method.plan import DEMAND, STATISTICS, AllocationPlan
-from lada_secure.privacy.released import post_process
-
-CELLS, THRESHOLD, STEP = 12, 0.2, 0.03
-LEVELS = np.arange(THRESHOLD, 1.0, STEP)
-# Of these cells the ladder reads the utility.
-READ = 6
-POOL = READ * len(LEVELS)
-PLAN = make_plan(
-    pool_size=POOL,
-    allocation=AllocationPlan(
-        strategy="band",
-        clusters=6,
-        difficulty_bins=2,
-        quota=POOL,
-        threshold=THRESHOLD,
-        exploration_weight=0.1,
-        screen_low=0.0,
-        screen_high=1.0,
-    ),
-)
-VICTIM, OTHERS = "site-a", ("site-b", "site-c")
-
-
-def ladder() -> np.ndarray:
-    """Row (cell, level): the score reaches the threshold exactly where the utility is above it."""
-    rows = np.zeros((POOL, CELLS))
-    for cell in range(READ):
-        rows[cell * len(LEVELS) : (cell + 1) * len(LEVELS), cell] = THRESHOLD / LEVELS
-    return rows
-
-
-def read_ladder(demand: np.ndarray) -> np.ndarray:
-    """The utilities of the first cells, as the levels that were picked say; 0 where none was."""
-    reached = demand.reshape(READ, len(LEVELS)).sum(axis=1)
-    return np.where(reached > 0, THRESHOLD + (reached - 0.5) * STEP, 0.0)
-
-
-@dataclass(kw_only=True)
-class PickingSite(SimulatedSite):
-    """A site that picks by the scores it was sent, through the code of the real one."""
-
-    secrets: SecretFolder
-
-    @property
-    def scoring(self) -> SiteExchanges:
-        return SiteExchanges(participant=self.me, secrets=self.secrets)
-
-    def ask(self, round_id: int) -> None:
-        plan = self.me.plan
-        released = self.book.release(
-            statistics_spec(plan, round_id),
-            compute=lambda _paid: b"noised statistics",
-            encode=bytes,
-            decode=bytes,
-        )
-        utilities = post_process(released, lambda _: self.utilities[0], label="cell utilities")
-        self.scoring.ask_scores(round_id, utilities)
-
-    def vector(self, attempt: Attempt) -> np.ndarray:
-        if attempt.purpose != DEMAND:
-            return super().vector(attempt)
-        allocation = self.me.plan.allocation
-        wanted = np.zeros(POOL, dtype=np.int64)
-        scores = self.scoring.read_scores(attempt.round_id)
-        if scores is not None:
-            picked = pick(scores, scores >= allocation.threshold, quota=allocation.quota, seed=0)
-            wanted[picked] = 1
-        return wanted
-
-
-@dataclass
-class TwoFacedBoard(MemoryBoard):
-    """A board that hides single messages from single readers."""
-
-    hidden: set[tuple[str, str]] = field(default_factory=set)
-
-    def visible(self, party: Party, after: int) -> list[tuple[int, Envelope]]:
-        return [
-            (number, one)
-            for number, one in super().visible(party, after)
-            if (party.id, one.message_hash) not in self.hidden
-        ]
-
-
-def make_sites(folder: Path) -> World:
-    """Three sites with utilities of their own, before the first round."""
-    world = make_world(folder, sites=THREE, plan=PLAN)
-    rng = np.random.default_rng(11)
-    for name, old in world.sites.items():
-        world.sites[name] = PickingSite(
-            me=old.me,
-            book=old.book,
-            utilities={0: rng.uniform(THRESHOLD, 1.0, CELLS)},
-            secrets=SecretFolder(folder=folder / name / "secrets"),
-        )
-    return world
-
-
-def queried(world: World, round_id: int = 0) -> None:
-    """Run until every site has asked in this round and nobody is answered."""
-    for _ in range(400):
-        task = world.coordinator.next()
-        answering = owes(task, Kind.SCORES) and task.round_id == round_id
-        asked = [
-            one
-            for one, _ in world.board.rows
-            if one.kind is Kind.QUERY and one.header.round_id == round_id
-        ]
-        if answering and len(asked) == len(THREE):
-            return
-        if not answering:
-            world.coordinator.step()
-        world.auditor_step()
-        for site in world.sites.values():
-            site.step()
-    raise AssertionError("the queries were never posted")
-
-
-def query_of(world: World, site: str, round_id: int = 0) -> bytes:
-    """What a site has asked."""
-    found = world.coordinator.index.find(
-        Kind.QUERY, sender=site, to="coordinator", round_id=round_id
-    )
-    assert found is not None
-    return world.board.payload(found.message_hash)
-
-
-def to_opening(world: World, round_id: int = 0) -> Attempt:
-    """The coordinator names the cohort, the sites contribute, the sum is on the board."""
-    attempt = Attempt(round_id=round_id, purpose=DEMAND, number=0)
-    world.coordinator.sync()
-    world.coordinator.carry_out(Post(kind=Kind.COHORT, attempt=attempt, sites=THREE))
-    bring_together(world, attempt, THREE)
-    world.coordinator.carry_out(Post(kind=Kind.SUM, attempt=attempt, sites=THREE))
-    return attempt
-
-
-def recovered(world: World) -> list[Envelope]:
-    """What the coordinator has of anybody's picks and utilities: the demands that were opened."""
-    return [
-        one
-        for one, _ in world.board.rows
-        if one.kind is Kind.OPENED and one.header.purpose == DEMAND
-    ]
-
-
-def assert_refused(world: World, attempt: Attempt, code: str) -> FaultBody:
-    """The auditor opens nothing, has claimed nothing, and names the coordinator."""
-    fault = refusal(world, attempt)
-    assert fault.code == code, fault.message
-    assert "coordinator" in fault.message
-    assert recovered(world) == []
-    assert not [name for name in notes(world) if name.endswith(f"{attempt.round_id}-{DEMAND}")]
-    return fault
-
-
-def shifted(scores: bytes, by: float) -> bytes:
-    """Add one number to every score: a constant polynomial is the same constant in NTT form."""
-    bits = scoring_parameters_of(PLAN).query_scale_bits
-    bits += scoring_parameters_of(PLAN).matrix_scale_bits
-    body = unpack(scores[HEADER_BYTES:], SCORING_COEFFICIENT_BYTES).astype(object)
-    blocks = body.reshape(-1, 2, POLY_MODULUS_DEGREE)
-    blocks[:, 0] = (blocks[:, 0] + round(by * 2**bits)) % SCORING_MODULUS
-    return scores[:HEADER_BYTES] + pack(
-        blocks.astype(np.uint64).reshape(-1), SCORING_COEFFICIENT_BYTES
-    )
-
-
-def bare(value: float) -> bytes:
-    """Scores that are all one number, not encrypted at all: the second polynomial is zero."""
-    parameters = scoring_parameters_of(PLAN)
-    empty = bytes(parameters.scores_bytes(POOL) - HEADER_BYTES)
-    return shifted(b"LSS1" + bytes.fromhex(parameters.digest) + empty, value)
-
-
-Answer = Callable[[World, str], bytes]
-
-
-def _silence(world: World, site: str) -> bytes:
-    """Zeros to the others, the ladder to the victim."""
-    rows = ladder() if site == VICTIM else np.zeros((POOL, CELLS))
-    return scores_of(rows, query_of(world, site))
+from lada_secure.method.plan import DEMAND
 
 
 def _constants(world: World, site: str) -> bytes:
@@ -293,7 +119,7 @@ def _made_again(world: World, site: str) -> bytes:
 @pytest.mark.parametrize(
     "answer",
     [
-        _silence,
+        silence,
         _constants,
         _another_matrix,
         _another_matrix_for_all,
@@ -322,7 +148,7 @@ def test_what_the_ladder_would_have_given_is_six_utilities(tmp_path: Path) -> No
     world = make_sites(tmp_path)
     queried(world)
     for site in THREE:
-        world.coordinator.score(0, site, payload=_silence(world, site))
+        world.coordinator.score(0, site, payload=silence(world, site))
     attempt = to_opening(world)
 
     total = sum(site.vector(attempt) for site in world.sites.values())
@@ -338,7 +164,7 @@ def test_a_refused_demand_ends_the_study_and_is_refused_after_a_restart_too(
     world = make_sites(tmp_path)
     queried(world)
     for site in THREE:
-        world.coordinator.score(0, site, payload=_silence(world, site))
+        world.coordinator.score(0, site, payload=silence(world, site))
     attempt = to_opening(world)
     world.auditor = make_auditor(world.cast, world.board, tmp_path / "auditor")
     assert_refused(world, attempt, "wrong_scores")
@@ -415,165 +241,6 @@ def test_a_commitment_that_is_no_matrix_opens_nothing(tmp_path: Path, committed:
         world.coordinator.score(0, site)
 
     assert_refused(world, to_opening(world), "wrong_matrix")
-
-
-def test_whether_a_site_is_out_of_range_is_not_to_be_seen(tmp_path: Path) -> None:
-    """Twice the ladder: out of range exactly where a utility is above a half.
-
-    A site that stopped there would answer a question about its utilities by stopping. It sends
-    what it always sends, and the auditor refuses the matrix.
-    """
-    world = make_sites(tmp_path)
-    for name, site in world.sites.items():
-        site.utilities[0][:] = 0.45
-        site.utilities[0][0] = 0.9 if name == VICTIM else 0.45
-    rows = encode_matrix(ladder(), row_bound=ROW_BOUND)
-    doubled = (2 * rows.columns).astype("<i4").tobytes()
-    world.coordinator.committed = rows.to_bytes()[:HEADER_BYTES] + doubled
-    queried(world)
-    for site in THREE:
-        answer = _twice(scores_of(ladder(), query_of(world, site)))
-        world.coordinator.score(0, site, payload=answer)
-
-    attempt = to_opening(world)
-
-    wanted = {name: site.vector(attempt).any() for name, site in world.sites.items()}
-    assert wanted == {VICTIM: False, **dict.fromkeys(OTHERS, True)}
-    sent = world.coordinator.index.all_at(Kind.CONTRIBUTION, attempt)
-    assert len({one.header.payload_bytes for one in sent.values()}) == 1
-    assert set(sent) == set(THREE)
-    assert_refused(world, attempt, "wrong_matrix")
-
-
-def _twice(scores: bytes) -> bytes:
-    body = unpack(scores[HEADER_BYTES:], SCORING_COEFFICIENT_BYTES).astype(object)
-    product = (body * 2 % SCORING_MODULUS).astype(np.uint64)
-    return scores[:HEADER_BYTES] + pack(product, SCORING_COEFFICIENT_BYTES)
-
-
-def test_scores_that_name_another_matrix_open_nothing(tmp_path: Path) -> None:
-    world = make_sites(tmp_path)
-    queried(world)
-    for site in THREE:
-        changes = {"matrix": "e" * 64} if site == VICTIM else {}
-        world.coordinator.score(0, site, **changes)
-
-    fault = assert_refused(world, to_opening(world), "wrong_matrix")
-    assert VICTIM in fault.message
-
-
-def test_a_round_without_a_matrix_opens_nothing(tmp_path: Path) -> None:
-    world = make_sites(tmp_path)
-    queried(world)
-    matrix = world.coordinator.index.find(Kind.MATRIX, sender="coordinator", round_id=0)
-    assert matrix is not None
-    for site in THREE:
-        world.coordinator.score(0, site)
-    attempt = to_opening(world)
-    # The coordinator keeps it back from the auditor.
-    world.board.rows = [one for one in world.board.rows if one[0] is not matrix]
-    world.auditor = make_auditor(world.cast, world.board, tmp_path / "auditor")
-
-    assert_refused(world, attempt, "wrong_matrix")
-
-
-def test_a_second_matrix_of_a_round_is_equivocation_and_nothing_is_opened(tmp_path: Path) -> None:
-    world = make_sites(tmp_path)
-    queried(world)
-    for site in THREE:
-        world.coordinator.score(0, site)
-    to_opening(world)
-    other = encode_matrix(ladder(), row_bound=ROW_BOUND)
-    aside = MemoryBoard(world.cast.roster)
-    first = world.coordinator.index
-    world.coordinator.board, honest = aside, world.board
-    world.coordinator.index = type(first)(PLAN, first.roster)
-    second = world.coordinator.post(
-        Kind.MATRIX, {"parameters_digest": other.parameters.digest}, payload=other.to_bytes()
-    )
-    honest.insert(second, other.to_bytes())
-
-    with pytest.raises(PeerError) as caught:
-        world.settle_auditor()
-
-    assert caught.value.reason == "equivocation"
-    assert recovered(world) == []
-
-
-def test_other_scores_for_the_site_than_for_the_auditor_open_nothing(tmp_path: Path) -> None:
-    """The board shows the victim the ladder, and the auditor what the matrix gives."""
-    world = make_sites(tmp_path)
-    board = TwoFacedBoard(world.cast.roster, world.board.rows)
-    world.board = world.coordinator.board = board
-    for party in (world.auditor, *world.sites.values()):
-        me = party.participant if party is world.auditor else party.me
-        me.client.board = board
-    queried(world)
-    shown = world.coordinator.score(0, VICTIM, payload=_silence(world, VICTIM))
-    aside = world.coordinator.index
-    world.coordinator.index = type(aside)(PLAN, aside.roster)
-    for one in aside:
-        if one is not shown:
-            world.coordinator.index.add(one)
-    board.rows, kept = [row for row in board.rows if row[0] is not shown], board.rows
-    good = world.coordinator.score(0, VICTIM)
-    board.rows = [*kept, board.rows[-1]]
-    board.hidden = {
-        (VICTIM, good.message_hash),
-        ("auditor", shown.message_hash),
-        ("coordinator", shown.message_hash),
-    }
-    for site in OTHERS:
-        world.coordinator.score(0, site)
-
-    attempt = to_opening(world)
-
-    assert (
-        np.abs(
-            read_ladder(world.sites[VICTIM].vector(attempt))
-            - world.sites[VICTIM].utilities[0][:READ]
-        ).max()
-        <= 0.03
-    ), "the victim did pick by the ladder"
-    fault = assert_refused(world, attempt, "wrong_basis")
-    assert VICTIM in fault.message
-
-
-def test_a_query_of_another_round_answers_nothing(tmp_path: Path) -> None:
-    """Round 1, scored from what the sites asked in round 0, under the names of round 1."""
-    world = make_sites(tmp_path)
-    queried(world)
-    world.run(
-        until=lambda one: bool(
-            one.coordinator.index.attempts(Kind.COHORT, round_id=1, purpose=STATISTICS)
-        )
-    )
-    before = len(recovered(world))
-    queried(world, round_id=1)
-    for site in THREE:
-        old = scores_of(world.coordinator.features, query_of(world, site, 0))
-        world.coordinator.score(1, site, payload=old)
-
-    attempt = to_opening(world, round_id=1)
-
-    assert refusal(world, attempt).code == "wrong_scores"
-    assert len(recovered(world)) == before
-
-
-def test_scores_that_name_another_query_are_refused_by_the_site(tmp_path: Path) -> None:
-    world = make_sites(tmp_path)
-    queried(world)
-    other = world.coordinator.index.find(Kind.QUERY, sender=OTHERS[0], to="coordinator")
-    assert other is not None
-    for site in THREE:
-        changes = {"query": other.message_hash} if site == VICTIM else {}
-        world.coordinator.score(0, site, **changes)
-
-    with pytest.raises(PeerError) as caught:
-        to_opening(world)
-
-    assert caught.value.reason == "wrong_scores"
-    assert recovered(world) == []
 
 
 @pytest.mark.parametrize("without", [OTHERS, OTHERS[:1], (VICTIM,)], ids="-".join)
