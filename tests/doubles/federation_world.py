@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from protocol_world import CAPS, NOW, Cast, make_cast, make_plan
-from simulated_parties import FOUR, World, exported, make_world
+from simulated_parties import World, exported, make_world
+from simulated_site import FOUR
 
 from lada_protocol.rounds.tasks import Done
 from lada_secure.privacy.ledger.book import LedgerBook

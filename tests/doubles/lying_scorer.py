@@ -8,17 +8,8 @@ from pathlib import Path
 
 import numpy as np
 from protocol_world import MemoryBoard, make_plan, statistics_spec
-from simulated_parties import (
-    THREE,
-    SimulatedSite,
-    World,
-    bring_together,
-    make_world,
-    notes,
-    owes,
-    refusal,
-    scores_of,
-)
+from simulated_parties import World, bring_together, make_world, notes, refusal
+from simulated_site import THREE, SimulatedSite, owes, scores_of
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 from federation_world import SITE, Federation, backup_of, forged, granted
 from protocol_world import NOW, SLM, make_cast, make_ledger
-from simulated_parties import FOUR, Outgoing, World, exported, owes
+from simulated_parties import World, exported
+from simulated_site import FOUR, Outgoing, owes
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind

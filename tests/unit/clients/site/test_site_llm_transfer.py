@@ -8,7 +8,8 @@ from typing import cast
 
 import pytest
 from protocol_world import UPLINK, make_plan, training_spec
-from simulated_parties import World, make_world, owes
+from simulated_parties import World, make_world
+from simulated_site import owes
 
 from lada_clients.net.study_folder import SecretFolder
 from lada_clients.site.exchanges import SiteExchanges

@@ -10,9 +10,6 @@ import pytest
 from protocol_world import make_cast, make_participant, make_plan
 from sealed_sums import add_sealed
 from simulated_parties import (
-    ROUND_0,
-    THREE,
-    Outgoing,
     World,
     bring_together,
     make_auditor,
@@ -21,6 +18,7 @@ from simulated_parties import (
     notes,
     refusal,
 )
+from simulated_site import ROUND_0, THREE, Outgoing
 
 from lada_clients.auditor.opening import claim_opening
 from lada_protocol.failure_codes import FailureCode

@@ -8,18 +8,8 @@ from typing import Any
 
 import pytest
 from protocol_world import make_cast, make_plan, signed
-from simulated_parties import (
-    FOUR,
-    ROUND_0,
-    ROUND_0_AGAIN,
-    THREE,
-    Outgoing,
-    World,
-    bring_together,
-    make_world,
-    never_opened,
-    refusal,
-)
+from simulated_parties import World, bring_together, make_world, never_opened, refusal
+from simulated_site import FOUR, ROUND_0, ROUND_0_AGAIN, THREE, Outgoing
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import MessageIndex

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 from protocol_world import NOW, make_ledger, statistics_spec
-from simulated_parties import ROUND_0, Outgoing, World, make_world, never_opened, refusal
+from simulated_parties import World, make_world, never_opened, refusal
+from simulated_site import ROUND_0, Outgoing
 
 from lada_protocol.kinds import Kind
 from lada_protocol.wire.messages import FaultBody, parse_body

@@ -23,12 +23,8 @@ from lying_scorer import (
     to_opening,
 )
 from protocol_world import MemoryBoard
-from simulated_parties import (
-    THREE,
-    make_auditor,
-    refusal,
-    scores_of,
-)
+from simulated_parties import make_auditor, refusal
+from simulated_site import THREE, scores_of
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.blind_scoring import ROW_BOUND

@@ -40,16 +40,9 @@ from lying_scorer import (
     to_opening,
 )
 from protocol_world import make_plan
-from simulated_parties import (
-    THREE,
-    SimulatedCoordinator,
-    SimulatedSite,
-    World,
-    bring_together,
-    make_auditor,
-    make_world,
-    scores_of,
-)
+from simulated_coordinator import SimulatedCoordinator
+from simulated_parties import World, bring_together, make_auditor, make_world
+from simulated_site import THREE, SimulatedSite, scores_of
 
 from lada_clients.auditor.opening import SumOpening
 from lada_clients.auditor.runner import write_export

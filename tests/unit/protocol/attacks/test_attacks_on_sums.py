@@ -10,18 +10,8 @@ from pathlib import Path
 
 import pytest
 from protocol_world import make_cast, make_plan, signed
-from simulated_parties import (
-    FOUR,
-    ROUND_0,
-    ROUND_0_AGAIN,
-    THREE,
-    bring_together,
-    make_auditor,
-    make_world,
-    never_opened,
-    notes,
-    refusal,
-)
+from simulated_parties import bring_together, make_auditor, make_world, never_opened, notes, refusal
+from simulated_site import FOUR, ROUND_0, ROUND_0_AGAIN, THREE
 
 from lada_clients.auditor.opening import claim_opening
 from lada_protocol.kinds import Kind

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from simulated_parties import FOUR, ROUND_0, ROUND_0_AGAIN, THREE, World, bring_together, make_world
+from simulated_parties import World, bring_together, make_world
+from simulated_site import FOUR, ROUND_0, ROUND_0_AGAIN, THREE
 
 from lada_protocol.kinds import Kind
 from lada_protocol.rounds.index import Attempt

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 from federation_world import SITE, Federation, backup_of, forged, granted
-from simulated_parties import FOUR
+from simulated_site import FOUR
 from typer.testing import CliRunner
 
 from lada_clients.audit.commands import app

@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from protocol_world import UPLINK, make_cast, make_plan
-from simulated_parties import FOUR, Outgoing, World, make_world, owes, refusal
+from simulated_parties import World, make_world, refusal
+from simulated_site import FOUR, Outgoing, owes
 
 from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from protocol_world import make_cast, make_plan
-from simulated_parties import FOUR, ROUND_0, World, make_world, owes
+from simulated_parties import World, make_world
+from simulated_site import FOUR, ROUND_0, owes
 
 from lada_clients.auditor.runner import write_export
 from lada_protocol.evidence.study import verify_evidence

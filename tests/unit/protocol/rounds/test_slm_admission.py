@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 from protocol_world import SLM, make_plan
-from simulated_parties import FOUR, Outgoing, World, exported, make_world
+from simulated_parties import World, exported, make_world
+from simulated_site import FOUR, Outgoing
 
 from lada_clients.reports.audit.report import build_report
 from lada_clients.reports.audit.report_page import privacy_page

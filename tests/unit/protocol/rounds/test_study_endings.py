@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from protocol_world import make_plan
-from simulated_parties import FOUR, World, exported, make_world, owes
+from simulated_parties import World, exported, make_world
+from simulated_site import FOUR, owes
 
 from lada_protocol.evidence.study import verify_evidence
 from lada_protocol.kinds import Kind
