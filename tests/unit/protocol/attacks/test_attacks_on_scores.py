@@ -266,7 +266,7 @@ def _collude(site: SimulatedSite) -> None:
         invented = site.me.index.find(Kind.CLUSTERS, sender="coordinator")
         assert invented is not None
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("simulated_parties.basis_of", lambda *_a, **_k: invented)
+            patch.setattr("simulated_site.basis_of", lambda *_a, **_k: invented)
             patch.setattr(site, "vector", lambda _attempt: np.zeros(POOL, dtype=np.int64))
             wait(attempt, cohort)
 

@@ -361,7 +361,7 @@ def test_the_auditor_refuses_advantages_out_of_range(
         # In range for six sites, which the plan allows, and not for the three of this cohort.
         plan_bound = world.plan.max_cohort * UPLINK.site_bound
         assert 3 * UPLINK.site_bound < plan_bound
-        monkeypatch.setattr("simulated_parties.site_bound_of", lambda _plan, _purpose: plan_bound)
+        monkeypatch.setattr("simulated_site.site_bound_of", lambda _plan, _purpose: plan_bound)
         inner = crafted
 
         def more(self: SimulatedSite, attempt: Attempt) -> np.ndarray:
