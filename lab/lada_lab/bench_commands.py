@@ -191,7 +191,8 @@ def import_(
     kind: Annotated[
         list[str] | None,
         typer.Option(
-            help="csv, parquet, jsonl, json, dataset, sql or excel; repeat. Default: all."
+            help="csv, tsv, parquet, jsonl, json, excel, dataset, sql, omop, fhir-bundle or "
+            "fhir-ndjson; repeat. Default: all."
         ),
     ] = None,
     near: Annotated[
@@ -203,7 +204,8 @@ def import_(
 
     Ratios are the import's processor time over the plain reader's.
     """
-    from lada_lab.micro.importing import KINDS, run_import_bench
+    from lada_lab.micro.import_files import KINDS
+    from lada_lab.micro.importing import run_import_bench
 
     _show(
         run_import_bench(rows=rows, kinds=tuple(kind or KINDS), near=near),
