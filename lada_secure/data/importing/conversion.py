@@ -28,8 +28,8 @@ from lada_secure.data.importing.mapping import (
 from lada_secure.data.importing.rows import Cells, ListOfObjects, Reject, Row
 from lada_secure.data.importing.templates import (
     NUMERAL,
-    RowTemplate,
     Unusable,
+    row_template,
     with_plain_number,
 )
 from lada_secure.data.prompts import MAX_CHOICES
@@ -91,7 +91,9 @@ class QuestionReader:
         self._question_field, self._task = fields.question, mapping.task
         self._question, self._answer = text_reader(fields.question), text_reader(fields.answer)
         template = fields.answer.template
-        self._has_plain_numbers = template is not None and "number" in RowTemplate(template).filters
+        self._has_plain_numbers = (
+            template is not None and "number" in row_template(template).filters
+        )
         self._fixed = None if fields.choices is None else fields.choices.constant or None
 
     def read(self, cells: Cells) -> Question:
@@ -185,7 +187,7 @@ def text_reader(field: TextField) -> Read:
     """The text of a field in a row's cells; None where its cell is empty."""
     read: Read
     if field.template is not None:
-        template = RowTemplate(field.template)
+        template = row_template(field.template)
 
         def read(cells: Cells) -> str | None:
             try:

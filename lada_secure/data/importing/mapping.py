@@ -19,7 +19,7 @@ from pydantic import (
     model_validator,
 )
 
-from lada_secure.data.importing.templates import RowTemplate
+from lada_secure.data.importing.templates import row_template
 from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.tasks import Kind as TaskKind
 from lada_secure.data.tasks import Task, parse_task
@@ -98,7 +98,7 @@ class TextField(_Frozen):
             raise ValueError("expected exactly one of column, constant, template")
         if self.template is not None:
             try:
-                RowTemplate(self.template)
+                row_template(self.template)
             except ParameterError as error:
                 raise ValueError(str(error)) from error
         return self
@@ -106,14 +106,14 @@ class TextField(_Frozen):
     def columns(self) -> tuple[str, ...]:
         """The columns that it reads."""
         if self.template is not None:
-            return RowTemplate(self.template).columns
+            return row_template(self.template).columns
         return () if self.column is None else (self.column,)
 
     def spared(self) -> frozenset[str]:
         """Those of `columns` that it can do without in every row."""
         if self.template is None:
             return frozenset()
-        return frozenset(self.columns()) - RowTemplate(self.template).needed
+        return frozenset(self.columns()) - row_template(self.template).needed
 
 
 class AnswerField(TextField):

@@ -13,6 +13,7 @@ import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
+from functools import lru_cache
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
@@ -210,6 +211,15 @@ def _defined(read: Any) -> Any:
         return read(text, *args, **kwargs)
 
     return checked
+
+
+@lru_cache(maxsize=256)
+def row_template(text: str) -> RowTemplate:
+    """The template of a text, read once: that takes longer than filling it a hundred times.
+
+    Raises: ParameterError: see `RowTemplate`.
+    """
+    return RowTemplate(text)
 
 
 class RowTemplate:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from lada_secure.data.importing import templates
 from lada_secure.data.importing.guessing import (
     first_mapping,
     preset_mapping,
@@ -287,6 +288,27 @@ def test_fhir_comes_as_a_bundle_and_as_ndjson(form: str, tmp_path: Path) -> None
     assert records[3].question == "The toe hurts for 3 days.\nWhich condition is it?"
     assert records[3].answer == "Gout"
     assert ('at = "entry"' in first_mapping(source, query=None).text) == (form == "bundle")
+
+
+def test_templates_are_read_once_and_not_for_every_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[str] = []
+    of_old = templates.RowTemplate.__init__
+
+    def counted(self: templates.RowTemplate, text: str) -> None:
+        read.append(text)
+        of_old(self, text)
+
+    monkeypatch.setattr(templates.RowTemplate, "__init__", counted)
+    templates.row_template.cache_clear()
+    source = written(tmp_path, "b.ndjson", "\n".join(json.dumps(fhir(one)) for one in range(30)))
+    mapping = preset_mapping("fhir-conditions").replace("held_out = 0.2", "held_out = 0.0")
+    mapping = mapping.replace('at = "entry"\ninside = "resource"\n', "")
+    assert len(imported(tmp_path, source, mapping)) == 30
+    # Of the unit, the question and the answer.
+    assert sorted(read) == sorted(set(read))
+    assert len(read) == 3
 
 
 def test_one_patient_with_and_without_the_server_is_one_unit(tmp_path: Path) -> None:
