@@ -182,6 +182,29 @@ def test_an_interrupt_leaves_no_part_and_a_killed_import_is_swept(tmp_path: Path
     assert ".notes.999999999" in contents(asked.out)
 
 
+@pytest.fixture
+def heard() -> Iterator[None]:
+    """Signals that this process may have been started without, as by nohup."""
+    stops = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    deaf = [one for one in stops if signal.getsignal(one) is signal.SIG_IGN]
+    for one in deaf:
+        signal.signal(one, signal.SIG_DFL)
+    yield
+    for one in deaf:
+        signal.signal(one, signal.SIG_IGN)
+
+
+def test_a_signal_that_the_shell_has_switched_off_stops_nothing(tmp_path: Path) -> None:
+    asked = request(tmp_path, write_csv(tmp_path / "many.csv", rows(3000)), OPEN)
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        told = run_import(asked, progress=lambda *_: os.kill(os.getpid(), signal.SIGHUP))
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert told["records"] == 3000
+
+
+@pytest.mark.usefixtures("heard")
 @pytest.mark.parametrize("name", ["SIGINT", "SIGTERM", "SIGHUP"])
 @pytest.mark.parametrize("again", [False, True], ids=["first", "beside an earlier one"])
 def test_a_signal_to_stop_leaves_what_was_there_and_says_so(
