@@ -149,10 +149,10 @@ def test_the_pool_that_is_posted_is_read_before_anybody_joins(study, tmp_path):
     with serving(study, tmp_path / "other") as served:
         propose(study, served, make_plan(), pool=raw)
         level, said = found(served)["pool"]
-        assert (level, "is not the one that its plan names" in said) == ("fault", True)
+        assert (level, "is not the one in the plan" in said) == ("fault", True)
     (tmp_path / "third").mkdir()
     with serving(study, tmp_path / "third") as served:
         propose(study, served, make_plan(), pool=raw.replace(b'"a"', b'""', 1))
         level, said = found(served)["pool"]
-        assert (level, "posted:1: answer is empty" in said) == ("fault", True)
+        assert (level, "coordinator's pool:1: answer is empty" in said) == ("fault", True)
     assert not (tmp_path / "state").exists()

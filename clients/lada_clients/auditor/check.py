@@ -9,7 +9,7 @@ from typing import Final
 
 from lada_clients.auditor.runner import AuditorSettings, export_folder
 from lada_clients.auditor.service import plan_faults
-from lada_clients.net.reaching import coordinator_found, proposed_study
+from lada_clients.net.reaching import coordinator_found, proposed_plan
 from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_checks import (
@@ -62,9 +62,7 @@ class AuditorChecks:
             return read_plan(self._request.plan)
         if not self._coordinator_answers:
             return None
-        pinned = self.settings.roster_sha256
-        proposed = proposed_study(self.settings, pinned=pinned, with_pool=False)
-        return None if proposed is None else proposed.plan
+        return proposed_plan(self.settings, pinned=self.settings.roster_sha256)
 
     def entries(self) -> tuple[Check, ...]:
         """In the order in which an auditor would stumble over them."""

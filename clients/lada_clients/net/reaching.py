@@ -9,14 +9,13 @@ from __future__ import annotations
 import socket
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Final
 
 from lada_clients.net.connection import Endpoint, HungUp, NotNow, proxy_for, see_coordinator
-from lada_clients.net.participant import joined_study
+from lada_clients.net.participant import Participant, joined_study
 from lada_protocol.events import EventLog
 from lada_protocol.identity.roster import Roster
-from lada_protocol.kinds import Kind
 from lada_protocol.party_files import DiallingSettings, LiveIdentity
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.limits import join_address, split_address
@@ -62,38 +61,28 @@ def coordinator_found(settings: DiallingSettings, roster: Roster) -> Iterator[Fo
     )
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProposedStudy:
-    """What waits on the board of a coordinator that answers.
-
-    pool: the posted file, JSON Lines, not read yet; None where it is not there or not asked for.
-    """
-
-    plan: StudyPlan
-    pool: bytes | None
-
-
-def proposed_study(
-    settings: DiallingSettings, *, pinned: str, with_pool: bool
-) -> ProposedStudy | None:
-    """The study that a coordinator which answers has proposed; None where it has not yet.
+@contextmanager
+def proposed_study(settings: DiallingSettings, *, pinned: str) -> Iterator[Participant | None]:
+    """The study that a coordinator which answers has proposed, to read it and leave; None where
+    it has not yet.
 
     Args: pinned: hash of the roster that was agreed on.
-    Raises: ParameterError: roster or identity are wrong. PeerError: a plan that cannot be read, or
-      a payload that is not the one that was signed.
+    Raises: ParameterError: roster or identity are wrong. PeerError: a plan that cannot be read.
     """
     soon = settings.model_copy(update={"wait_s": _PLAN_S})
     nowhere = EventLog(party=settings.party, sink=lambda _: None, clock=time.time)
-    try:
-        with joined_study(soon, pinned=pinned, events=nowhere) as participant:
-            index, sender = participant.index, participant.roster.coordinator.id
-            message = index.find(Kind.POOL, sender=sender) if with_pool else None
-            return ProposedStudy(
-                plan=participant.plan,
-                pool=None if message is None else participant.payload(message),
-            )
-    except TransportError:
-        return None
+    with ExitStack() as left:
+        participant = None
+        # Here alone: what whoever reads the study then fails at is not that there is none.
+        with suppress(TransportError):
+            participant = left.enter_context(joined_study(soon, pinned=pinned, events=nowhere))
+        yield participant
+
+
+def proposed_plan(settings: DiallingSettings, *, pinned: str) -> StudyPlan | None:
+    """The plan of the study that is proposed now. Args, Raises: see `proposed_study`."""
+    with proposed_study(settings, pinned=pinned) as participant:
+        return None if participant is None else participant.plan
 
 
 def _not_now(error: NotNow, *, where: str, direct: bool) -> Found:

@@ -260,16 +260,11 @@ def join(
     is shown here. In a terminal it is shown and asked for.
     """
     from lada_clients.setup.joining import read_joining
-    from lada_protocol.identity.enrolment import check_fingerprint
     from lada_protocol.party_files import read_passphrase
 
     secret = read_passphrase(passphrase_file)
     found = read_joining(folder, bundle, passphrase=secret, now=datetime.now(UTC))
-    own = found.fingerprint
-    if fingerprint is None:
-        _ask_for_fingerprint(found, as_json)
-    else:
-        check_fingerprint(own, fingerprint)
+    _compare_fingerprints(found, fingerprint, as_json)
     found.carry_out()
     command = "server" if found.party.role is Role.COORDINATOR else found.party.role
     following = [
@@ -282,7 +277,7 @@ def join(
         "settings": str(found.settings),
         "parties": [one.id for one in found.roster.parties],
         "roster_sha256": found.roster.hash,
-        "fingerprint": own,
+        "fingerprint": found.fingerprint,
         "next": following,
     }
     said = (
@@ -293,28 +288,29 @@ def join(
     answer(facts, said, as_json=as_json)
 
 
-def _ask_for_fingerprint(found: Joining, as_json: bool) -> None:
-    """Compare it with what another party reads out, as whoever sits here writes it down."""
+def _compare_fingerprints(found: Joining, read_out: str | None, as_json: bool) -> None:
+    """With what another party has read out: as given, else as whoever sits here writes it down."""
     from lada_clients.setup.questions import Questions, has_terminal
     from lada_protocol.identity.enrolment import check_fingerprint
     from lada_secure.errors import ParameterError
 
-    own = found.fingerprint
-    if as_json or not has_terminal():
+    own, asked = found.fingerprint, has_terminal() and not as_json
+    if read_out is None and not asked:
         raise ParameterError(
             f"--fingerprint: missing. Here the roster of {found.members} has the fingerprint "
             f"{own}; have another party read out what it has, and give that. Nothing was changed"
         )
-    typer.echo(f"The roster: {found.members}.", err=True)
-    if found.replaces is not None:
-        typer.echo(
-            f"It takes the place of the roster {found.replaces[:16]}...; do that between two "
-            "studies, because a study ends with the roster that it began with.",
-            err=True,
-        )
-    typer.echo(f"Its fingerprint: {own}. Call the other parties and compare.", err=True)
-    Questions(terminal=True).ask(
-        None,
+    if read_out is None:
+        typer.echo(f"The roster: {found.members}.", err=True)
+        if found.replaces is not None:
+            typer.echo(
+                f"It takes the place of the roster {found.replaces[:16]}...; do that between two "
+                "studies, because a study ends with the roster that it began with.",
+                err=True,
+            )
+        typer.echo(f"Its fingerprint: {own}. Call the other parties and compare.", err=True)
+    Questions(terminal=asked).ask(
+        read_out,
         "--fingerprint",
         "The fingerprint, as another party reads it out",
         lambda text: check_fingerprint(own, text),

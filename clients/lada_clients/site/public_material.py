@@ -34,13 +34,8 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
             me.wait(missing)
         return me.payload(message)
 
-    try:
-        pool = parse_pool(posted(Kind.POOL), where=_POOL)
-    except ParameterError as error:
-        raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
+    pool = _pool_of_plan(me, posted(Kind.POOL))
     raw = posted(Kind.CLUSTERS)
-    if pool_hash(pool) != me.plan.pool_sha256 or len(pool) != me.plan.pool_size:
-        raise PeerError("the pool is not the one in the plan", reason="wrong_pool")
     if sha256_hex(raw) != me.plan.clusters_sha256:
         raise PeerError("the clusters are not those in the plan", reason="wrong_clusters")
     limit = Kind.CLUSTERS.rules.max_payload_bytes
@@ -58,10 +53,23 @@ def read_public_material(me: Participant) -> tuple[tuple[PoolSample, ...], Clust
 def posted_pool(me: Participant) -> tuple[PoolSample, ...]:
     """The pool of the study if the coordinator has posted it, else nothing.
 
-    Raises: ParameterError: it is no pool.
+    Raises: PeerError: wrong_pool: no pool, or not the one that the plan names.
     """
     message = me.index.find(Kind.POOL, sender=me.roster.coordinator.id)
-    return () if message is None else parse_pool(me.payload(message), where=_POOL)
+    return () if message is None else _pool_of_plan(me, me.payload(message))
+
+
+def _pool_of_plan(me: Participant, raw: bytes) -> tuple[PoolSample, ...]:
+    coordinator = me.roster.coordinator.id
+    try:
+        pool = parse_pool(raw, where=_POOL)
+    except ParameterError as error:
+        raise PeerError(str(error), reason="wrong_pool", peer=coordinator) from error
+    if pool_hash(pool) != me.plan.pool_sha256 or len(pool) != me.plan.pool_size:
+        raise PeerError(
+            "the pool is not the one in the plan", reason="wrong_pool", peer=coordinator
+        )
+    return pool
 
 
 def parse_received_rationales(

@@ -24,7 +24,6 @@ from lada_secure.dpsgd.engine_probe import probe_engine
 from lada_secure.errors import ParameterError
 from lada_secure.method.mechanisms import adapter_settings
 from lada_secure.method.memory import LOWER_AT_A_SITE
-from lada_secure.method.training import held_out_tokens
 from lada_secure.models.adapters import (
     AdapterSettings,
     adapter_targets,
@@ -217,7 +216,4 @@ class SiteModelChecks:
         return loaded if plan is None else loaded.with_form(plan.form)
 
     def _written_alone(self, record: Record) -> int:
-        plan = self._site.known_plan
-        if plan is not None:
-            return held_out_tokens(plan, record)
         return ANSWER_TOKENS if self._lm.form.writes_first(record.choices) else 0

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from lada_clients.net.study_folder import Outbox
 from lada_clients.site.gates.files import SiteFiles, check_files, file_digests
@@ -20,12 +19,8 @@ from lada_protocol.rounds.index import Slot
 from lada_protocol.studies import STUDIES
 from lada_protocol.wire.messages import AcceptanceBody, parse_body
 from lada_secure.check.running import Request
-from lada_secure.data.records import PoolSample, parse_pool, pool_hash, read_pool
-from lada_secure.errors import ParameterError
+from lada_secure.data.records import PoolSample, read_pool
 from lada_secure.models.identity import ModelIdentity
-
-if TYPE_CHECKING:
-    from lada_clients.net.reaching import ProposedStudy
 
 
 class SiteReading:
@@ -67,21 +62,20 @@ class SiteReading:
     def pool(self) -> tuple[PoolSample, ...]:
         """Public questions that were named, or of the study that is proposed now; or none.
 
-        Raises: ParameterError: a fault of the pool, by line, or another pool than the plan's.
+        Raises: ParameterError: a fault of the named pool, by line. PeerError: wrong_pool: of the
+          posted one, or it is not the plan's. TransportError: it cannot be fetched.
         """
         if self.request.pool is not None:
             return read_pool(self.request.pool)
         # A plan that was named may be of another study.
-        study = self.proposed if self.request.plan is None else None
-        if study is None or study.pool is None:
+        if self.request.plan is not None or not self.coordinator_answers:
             return ()
-        where = f"the pool that study {study.plan.study_id} has posted"
-        pool = parse_pool(study.pool, where=where)
-        if pool_hash(pool) != study.plan.pool_sha256:
-            raise ParameterError(
-                f"{where} is not the one that its plan names; tell the coordinator"
-            )
-        return pool
+        # Imported here: the libraries of the network take a while, and a refusal should not.
+        from lada_clients.net.reaching import proposed_study
+        from lada_clients.site.public_material import posted_pool
+
+        with proposed_study(self.settings, pinned=self.policy.roster_sha256) as participant:
+            return () if participant is None else posted_pool(participant)
 
     @cached_property
     def plan(self) -> StudyPlan | None:
@@ -89,21 +83,18 @@ class SiteReading:
         named = self.request.plan
         if named is not None:
             return read_plan(named)
-        if self.proposed is not None:
-            return self.proposed.plan
+        if self.coordinator_answers and self.proposed is not None:
+            return self.proposed
         found = sorted((self.settings.state_dir / STUDIES).glob(f"*/{PLAN_FILE}"))
         return read_plan(found[0]) if len(found) == 1 else None
 
     @cached_property
-    def proposed(self) -> ProposedStudy | None:
-        """What the coordinator proposes now; None where it does not, or does not answer."""
-        if not self.coordinator_answers:
-            return None
+    def proposed(self) -> StudyPlan | None:
+        """What the coordinator proposes now; only where it answers."""
         # Imported here: the libraries of the network take a while, and a refusal should not.
-        from lada_clients.net.reaching import proposed_study
+        from lada_clients.net.reaching import proposed_plan
 
-        named = self.request.pool is not None
-        return proposed_study(self.settings, pinned=self.policy.roster_sha256, with_pool=not named)
+        return proposed_plan(self.settings, pinned=self.policy.roster_sha256)
 
     @property
     def signed_model(self) -> ModelIdentity | None:

@@ -165,8 +165,7 @@ class SiteChecks:
                 "no --plan is named and no single one is on disk; the policy alone counts"
             )
         else:
-            study = self._read.proposed
-            proposed = study is not None and plan is study.plan
+            proposed = self._read.coordinator_answers and plan is self._read.proposed
             yield fine(
                 f"study {plan.study_id}{', as it is proposed now' if proposed else ''}: "
                 f'{plan.rounds} rounds, asked in "{plan.answer_form}"',
