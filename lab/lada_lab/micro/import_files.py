@@ -40,15 +40,15 @@ held_out = 0.2
 class SourceKind:
     """One kind of source.
 
-    suffix: of its file. mapping: for an import. write: so many rows to a path. plain: reads such a
-    file, by the library that `reader` names, and says how many rows it has.
+    suffix: of its file. write: so many rows to a path. plain: reads such a file, by the library
+    that `reader` names, and says how many rows it has. mapping: for an import.
     """
 
     suffix: str
-    mapping: str
     write: Callable[[Path, int], None]
-    reader: str
     plain: Callable[[Path], int]
+    reader: str = "polars"
+    mapping: Callable[[], str] = lambda: _MAPPING
     is_database: bool = False
 
     def source(self, path: Path) -> str:
@@ -197,10 +197,11 @@ def _by_polars(name: str, **options: Any) -> Callable[[Path], int]:
     return read
 
 
-def _query_by_polars(query: str) -> Callable[[Path], int]:
+def _query_by_polars(mapping: Callable[[], str]) -> Callable[[Path], int]:
     def read(path: Path) -> int:
         import polars
 
+        query = tomllib.loads(mapping())["source"]["query"]
         with closing(sqlite3.connect(path)) as base:
             return int(polars.read_database(query, base).height)
 
@@ -224,88 +225,63 @@ def _read_excel(path: Path) -> int:
     return sum(1 for _ in book.active.iter_rows(values_only=True))
 
 
-_TABLE_MAPPING: Final = _MAPPING.replace("[record]", f'[source]\nquery = "{_QUERY}"\n\n[record]')
-_OMOP: Final = preset_mapping("omop-conditions")
-_BUNDLE: Final = preset_mapping("fhir-conditions")
-_LINES: Final = _BUNDLE.replace('at = "entry"\ninside = "resource"\n', "")
+def _of_table() -> str:
+    return _MAPPING.replace("[record]", f'[source]\nquery = "{_QUERY}"\n\n[record]')
+
+
+def _of_omop() -> str:
+    return preset_mapping("omop-conditions")
+
+
+def _of_bundle() -> str:
+    return preset_mapping("fhir-conditions")
+
+
+def _of_ndjson() -> str:
+    return _of_bundle().replace('at = "entry"\ninside = "resource"\n', "")
+
+
 KINDS: Final[dict[str, SourceKind]] = {
-    "csv": SourceKind(
-        suffix=".csv",
-        mapping=_MAPPING,
-        write=_write_delimited,
-        reader="polars",
-        plain=_by_polars("read_csv"),
-    ),
+    "csv": SourceKind(suffix=".csv", write=_write_delimited, plain=_by_polars("read_csv")),
     "tsv": SourceKind(
-        suffix=".tsv",
-        mapping=_MAPPING,
-        write=_write_delimited,
-        reader="polars",
-        plain=_by_polars("read_csv", separator="\t"),
+        suffix=".tsv", write=_write_delimited, plain=_by_polars("read_csv", separator="\t")
     ),
     "parquet": SourceKind(
-        suffix=".parquet",
-        mapping=_MAPPING,
-        write=_write_parquet,
-        reader="polars",
-        plain=_by_polars("read_parquet"),
+        suffix=".parquet", write=_write_parquet, plain=_by_polars("read_parquet")
     ),
     "jsonl": SourceKind(
         suffix=".jsonl",
-        mapping=_MAPPING,
         write=lambda path, rows: _write_lines(path, _objects(rows)),
-        reader="polars",
         plain=_by_polars("read_ndjson"),
     ),
-    "json": SourceKind(
-        suffix=".json",
-        mapping=_MAPPING,
-        write=_write_json,
-        reader="polars",
-        plain=_by_polars("read_json"),
-    ),
-    "excel": SourceKind(
-        suffix=".xlsx",
-        mapping=_MAPPING,
-        write=_write_excel,
-        reader="openpyxl",
-        plain=_read_excel,
-    ),
-    "dataset": SourceKind(
-        suffix="",
-        mapping=_MAPPING,
-        write=_write_dataset,
-        reader="datasets",
-        plain=_read_dataset,
-    ),
+    "json": SourceKind(suffix=".json", write=_write_json, plain=_by_polars("read_json")),
+    "excel": SourceKind(suffix=".xlsx", write=_write_excel, plain=_read_excel, reader="openpyxl"),
+    "dataset": SourceKind(suffix="", write=_write_dataset, plain=_read_dataset, reader="datasets"),
     "sql": SourceKind(
         suffix=".sqlite",
-        mapping=_TABLE_MAPPING,
         write=_write_sql,
-        reader="polars",
-        plain=_query_by_polars(_QUERY),
+        plain=_query_by_polars(_of_table),
+        mapping=_of_table,
         is_database=True,
     ),
     "omop": SourceKind(
         suffix=".sqlite",
-        mapping=_OMOP,
         write=_write_omop,
-        reader="polars",
-        plain=_query_by_polars(tomllib.loads(_OMOP)["source"]["query"]),
+        plain=_query_by_polars(_of_omop),
+        mapping=_of_omop,
         is_database=True,
     ),
     "fhir-bundle": SourceKind(
         suffix=".json",
-        mapping=_BUNDLE,
         write=_write_bundle,
-        reader="json",
         plain=_read_bundle,
+        reader="json",
+        mapping=_of_bundle,
     ),
     "fhir-ndjson": SourceKind(
         suffix=".ndjson",
-        mapping=_LINES,
         write=lambda path, rows: _write_lines(path, _conditions(rows)),
-        reader="polars",
         plain=_by_polars("read_ndjson"),
+        mapping=_of_ndjson,
     ),
 }

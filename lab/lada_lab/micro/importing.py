@@ -52,10 +52,11 @@ def run_import_bench(
 
 
 def _measured(kind: str, rows: int, near: bool, place: Path) -> dict[str, Any]:
-    known, file = KINDS[kind], place / f"cases-{kind}{KINDS[kind].suffix}"
+    known = KINDS[kind]
+    file = place / f"cases-{kind}{known.suffix}"
     _apart(_write, kind, file, rows)
     mapping, out = place / f"{kind}.toml", place / f"{kind}-out"
-    mapping.write_text(known.mapping, "utf-8")
+    mapping.write_text(known.mapping(), "utf-8")
     ours = _apart(_import, known.source(file), mapping, out, near)
     made = _hashes(out)
     _apart(_import, known.source(file), mapping, out, near)

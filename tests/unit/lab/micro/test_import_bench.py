@@ -35,12 +35,13 @@ def test_an_import_is_measured_beside_a_plain_reader() -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_kind_holds_the_table_for_both_readers(kind: str, tmp_path: Path) -> None:
-    known, file = KINDS[kind], tmp_path / f"cases{KINDS[kind].suffix}"
+    known = KINDS[kind]
+    file = tmp_path / f"cases{known.suffix}"
     known.write(file, 30)
     # openpyxl counts the header.
     assert known.plain(file) == 30 + (kind == "excel")
     mapping = tmp_path / "mapping.toml"
-    mapping.write_text(known.mapping)
+    mapping.write_text(known.mapping())
     request = ImportRequest(source=known.source(file), mapping=mapping, out=tmp_path / "out")
     told = run_import(request, progress=lambda *_: None)
     assert told["records"] + told["held_out"] == 30
