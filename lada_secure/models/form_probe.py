@@ -127,11 +127,13 @@ def measure_forms(
 def recommended_form(results: Sequence[FormResult]) -> FormName:
     """The first form in the order given that is not worse than the best one beyond noise.
 
-    Differences are paired, question by question. Among forms that a model does equally well the
-    first one is the cheapest: it reads and writes the fewest tokens.
+    Among those that the model can do, where there are any. Differences are paired, question by
+    question. The first of forms that a model does equally well is the cheapest: it reads and
+    writes the fewest tokens.
     """
-    best = _best(results)
-    return next(one.form for one in results if not _worse(one, best))
+    able = [one for one in results if one.above_chance] or results
+    best = _best(able)
+    return next(one.form for one in able if not _worse(one, best))
 
 
 def _best(results: Sequence[FormResult]) -> FormResult:

@@ -272,15 +272,15 @@ def _shown(one: FormResult) -> str:
 
 
 def _form_warning(found: FormMeasurement, asked_in: FormName | None) -> str:
-    by_name = {one.form: one for one in found.results}
-    if asked_in is None:
-        if by_name[found.recommended].above_chance:
-            return ""
+    able = [one.form for one in found.results if one.above_chance]
+    if not able:
         return (
             "In none of them is it right more often than by guessing: ask it public questions "
             "nearer to its subject with --pool, or use a model that knows more"
         )
-    if not by_name[asked_in].above_chance:
+    if asked_in is None:
+        return ""
+    if asked_in not in able:
         return (
             f'The study asks in "{asked_in}", in which this model is right no more often than by '
             "guessing: it learns little from paths and its own answers say nothing. Propose "

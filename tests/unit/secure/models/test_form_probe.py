@@ -40,6 +40,9 @@ def test_a_model_without_room_to_reason_is_not_recommended_to_reason() -> None:
     [
         pytest.param((80, 82, 81), "cloze", id="equal within noise: the cheapest"),
         pytest.param((30, 80, 82), "listed", id="the cheapest of those that are equal"),
+        pytest.param(
+            (33, 36, 36), "listed", id="equal, and only the cheapest no more than guessed"
+        ),
         pytest.param((30, 40, 80), "reasoned", id="the best beyond noise"),
         pytest.param((0, 0, 0), "cloze", id="none at all"),
     ],

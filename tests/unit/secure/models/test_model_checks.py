@@ -101,6 +101,12 @@ def test_a_model_that_knows_its_questions_is_fine_in_every_form() -> None:
             id="a study in a form that it cannot do",
         ),
         pytest.param(
+            measured(cloze=12, listed=10, reasoned=8, recommended="cloze"),
+            "cloze",
+            "In none of them",
+            id="a study in the form that it can do least badly",
+        ),
+        pytest.param(
             measured(cloze=38, listed=28, reasoned=8, recommended="cloze", worse=("listed",)),
             "listed",
             'does worse than "cloze" by more than noise',
