@@ -4,7 +4,7 @@ import pytest
 from peoples_studies import PERSON, PeoplesStudy
 
 # Seconds where cores are free; a machine that is busy with other things takes longer.
-pytestmark = pytest.mark.timeout(900)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 WHY = "The ethics board has not met; ask again in May."
 
 
@@ -63,7 +63,6 @@ def test_a_refusal_ends_at_its_site_and_its_reason_stays_there(tmp_path):
     assert "no plan waits at localhost" in gone.stderr
 
 
-@pytest.mark.slow
 def test_a_deadline_that_passes_ends_a_study_that_is_too_small_without_the_site(tmp_path):
     with PeoplesStudy(tmp_path / "run", sites=3, asking=("site-c",), decide_s=30) as study:
         ended = study.ended()
@@ -78,7 +77,6 @@ def test_a_deadline_that_passes_ends_a_study_that_is_too_small_without_the_site(
         assert study.spent(site)["epsilon"] == 0.0
 
 
-@pytest.mark.slow
 def test_one_person_approves_another_refuses_and_the_study_goes_on_with_the_others(tmp_path):
     asking = ("site-c", "site-d")
     with PeoplesStudy(tmp_path / "run", sites=4, asking=asking, decide_s=3600) as study:
@@ -109,7 +107,6 @@ def test_one_person_approves_another_refuses_and_the_study_goes_on_with_the_othe
     assert verified.returncode == 0, verified.stdout
 
 
-@pytest.mark.slow
 def test_a_site_that_withdraws_in_the_middle_is_left_out_and_the_others_finish(tmp_path):
     with PeoplesStudy(tmp_path / "run", sites=4, asking=("site-d",), decide_s=3600) as study:
         study.until_it_asks("site-d")

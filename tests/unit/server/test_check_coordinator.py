@@ -119,7 +119,7 @@ def test_the_pool_is_asked_in_the_study_form_and_nothing_is_written(checked_run:
     assert forms.facts["questions"] == 6
     # Random weights answer nothing.
     assert forms.level == "warning"
-    assert 'The study asks in "cloze"' in forms.message
+    assert "In none of them is it right more often than by guessing" in forms.message
     assert tree(checked_run.root.parent) == before
 
 

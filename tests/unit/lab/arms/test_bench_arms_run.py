@@ -78,6 +78,7 @@ def test_no_pick_is_wasted_on_a_sample_that_the_llm_cannot_solve(
     assert any(one["asked"] for one in last)
 
 
+@pytest.mark.slow
 def test_arms_share_the_releases_that_depend_on_nothing_they_differ_in(
     prepared: PreparedWorld, small_settings: LabSettings
 ) -> None:

@@ -158,6 +158,7 @@ def test_another_seed_deals_other_records(data: FederationData) -> None:
     assert other.sites["bank-a"].held_out != data.sites["bank-a"].held_out
 
 
+@pytest.mark.slow
 def test_the_data_do_not_depend_on_hash_randomisation() -> None:
     code = (
         "from lada_lab.worlds.federation import build_federation\n"

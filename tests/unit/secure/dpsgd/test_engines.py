@@ -161,7 +161,12 @@ def plainly_trained(architecture, case):
         *((architecture, "all layers, margin") for architecture in ARCHITECTURES),
         *((architecture, "last layer, dpo, cached") for architecture in ("llama", "gpt2")),
         ("llama", "two layers, frozen A, small cache"),
-        *((architecture, "cores, margin") for architecture in ARCHITECTURES),
+        ("llama", "cores, margin"),
+        *(
+            pytest.param(architecture, "cores, margin", marks=pytest.mark.slow)
+            for architecture in ARCHITECTURES
+            if architecture != "llama"
+        ),
         *((architecture, "cores, last layer, dpo, cached") for architecture in ("llama", "gpt2")),
     ],
 )

@@ -306,16 +306,25 @@ def test_a_base_in_bfloat16_still_gives_float_gradients_near_the_exact_ones(engi
 
 
 # With the last layer alone, outputs of the others could be kept from one batch to another.
-@pytest.mark.parametrize("contrastive_form", ["dpo", "margin"])
+SHAPES = {
+    "all layers": {},
+    "last layer": {"last_layers": 1},
+    "checkpointing": {"checkpointing": True},
+    "cores of the last layer": {"core": "seed", "train_a": False, "last_layers": 1},
+}
+
+
 @pytest.mark.parametrize(
-    "shape",
+    ("shape", "contrastive_form"),
     [
-        {},
-        {"last_layers": 1},
-        {"checkpointing": True},
-        {"core": "seed", "train_a": False, "last_layers": 1},
+        ("all layers", "margin"),
+        *((shape, "dpo") for shape in SHAPES),
+        *(
+            pytest.param(shape, "margin", marks=pytest.mark.slow)
+            for shape in SHAPES
+            if shape != "all layers"
+        ),
     ],
-    ids=["all layers", "last layer", "checkpointing", "cores of the last layer"],
 )
 @pytest.mark.parametrize("engine", ["fused", "opacus"])
 @pytest.mark.parametrize("architecture", ["llama", "gpt2"])
@@ -327,7 +336,7 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
     units = (*units_of_sizes(1, 4, 2, 8), PrivateUnit(unit_id="none", examples=()))
     twin = PrivateUnit(unit_id="twin", examples=units[1].examples[:1])
     trainer = open_trainer(
-        adapted(architecture, dtype="bfloat16", **shape),
+        adapted(architecture, dtype="bfloat16", **SHAPES[shape]),
         (*units, twin),
         engine=engine,
         contrastive_form=contrastive_form,

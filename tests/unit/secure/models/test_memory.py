@@ -40,7 +40,14 @@ PRIVACY = DpSgdParameters(
 )
 
 
-@pytest.fixture(scope="module", params=sorted(FAMILIES))
+# The rehearsal of a scan takes longest: one family with such layers stays among the quick tests.
+_SCANS = {"Falcon-H1": pytest.mark.slow}
+
+
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=_SCANS.get(name, ())) for name in sorted(FAMILIES)],
+)
 def folder(request, tmp_path_factory):
     return family_folder(request.param, tmp_path_factory.mktemp("models") / "one")
 
@@ -74,7 +81,7 @@ def test_every_family_is_rehearsed_without_a_weight(folder, monkeypatch):
     assert all(one.device == torch.device("cpu") for one in rehearsal.model.parameters())
 
 
-@pytest.mark.parametrize("core", ["seed", "weights"])
+@pytest.mark.parametrize("core", [pytest.param("seed", marks=pytest.mark.slow), "weights"])
 def test_cores_are_rehearsed_without_a_weight(folder, core, monkeypatch):
     mamba = read_json(folder / "config.json")["model_type"] == "mamba"
     chosen = {"rank": 2, "target_modules": ("in_proj",) if mamba else ()}

@@ -186,8 +186,17 @@ def by_its_card(folder: Path, base: Path, facts: dict[str, Any]) -> list[tuple[s
     return [(one.strip(), other.strip()) for one, other in zip(said[::2], said[1::2], strict=False)]
 
 
-@pytest.mark.parametrize("style", ["plain", "chat"])
-@pytest.mark.parametrize("form", FORMS)
+_QUICK = (("cloze", "chat"), ("reasoned", "plain"))
+
+
+@pytest.mark.parametrize(
+    ("form", "style"),
+    [
+        pytest.param(form, style, marks=() if (form, style) in _QUICK else pytest.mark.slow)
+        for form in FORMS
+        for style in ("plain", "chat")
+    ],
+)
 def test_a_stranger_who_calls_it_by_its_card_gets_what_the_site_is_told(
     tmp_path: Path, form: str, style: str
 ) -> None:
