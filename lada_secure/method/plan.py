@@ -11,7 +11,14 @@ import math
 from dataclasses import dataclass
 from typing import Annotated, ClassVar, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    field_validator,
+    model_validator,
+)
 
 from lada_secure.allocation.gap import SampleValue
 from lada_secure.canonical import canonical_json, sha256_hex
@@ -28,13 +35,17 @@ VALUATION = "trials"
 
 LEDGER_TIME_STEP_S = 3600
 
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-Share = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+# Beyond these a step of float32 ends at zero or at infinity, whatever the data.
+Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+NotNegative = Annotated[float, Field(ge=0, le=1e9)]
+Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
+# What generators of numbers take for a seed on every platform.
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 
 
 class PlanPart(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
 
 def _tuple_of_list(value: object) -> object:
@@ -74,7 +85,7 @@ class TrainingPlan(PlanPart):
 
     noise_multiplier: Positive
     l2_clip_norm: Positive
-    sampling_probability: Annotated[float, Field(gt=0, le=1)]
+    sampling_probability: Annotated[float, Field(ge=1e-9, le=1)]
     expected_units: Positive
     steps_per_round: Count
     pool_gradients: Literal["public", "private"]
@@ -83,11 +94,18 @@ class TrainingPlan(PlanPart):
 class LearnerPlan(PlanPart):
     """What SLM and LLM alike are trained with: adapters, loss and optimiser."""
 
-    adapter_rank: Count
-    adapter_layers: Count
+    adapter_rank: Annotated[int, Field(ge=1, le=4096)]
+    adapter_layers: Annotated[int, Field(ge=1, le=4096)]
     adapter_targets: Annotated[tuple[str, ...], BeforeValidator(_tuple_of_list)]
     learning_rate: Positive
-    contrastive_weight: Annotated[float, Field(ge=0)]
+    contrastive_weight: NotNegative
+
+    @field_validator("adapter_targets")
+    @classmethod
+    def _named_once(cls, targets: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(targets) or len(set(targets)) < len(targets):
+            raise ValueError("expected names of modules, each once")
+        return targets
 
 
 class DistillationPlan(LearnerPlan):
@@ -101,7 +119,7 @@ class DistillationPlan(LearnerPlan):
     train_a: bool
     adapter_core: Literal["seed", "weights"] | None = None
     pool_batch_size: Count
-    private_weight: Annotated[float, Field(ge=0)]
+    private_weight: NotNegative
     contrastive_form: Annotated[str, Field(pattern=r"^[a-z_]{1,24}$")]
 
     @model_validator(mode="after")
@@ -125,7 +143,7 @@ class ValuationPlan(PlanPart):
 
     noise_multiplier: Positive
     gain_clip: Positive
-    least_gain: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+    least_gain: Annotated[float, Field(ge=-1, le=1)]
 
 
 class ReferenceModelPlan(PlanPart):
@@ -149,7 +167,7 @@ class ReferenceModelPlan(PlanPart):
     records_with_reasons: bool
     own_paths: Annotated[int, Field(ge=1, le=64)]
     least_share: Share
-    rate_decay: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)]
+    rate_decay: Annotated[float, Field(gt=0, le=1)]
     private_share: Share
     pool_steps: Count
     last_pool_steps: Count
@@ -180,8 +198,8 @@ class AllocationPlan(PlanPart):
     clusters: Count
     difficulty_bins: Count
     quota: Count
-    threshold: Annotated[float, Field(ge=0, le=1)]
-    exploration_weight: Annotated[float, Field(ge=0)]
+    threshold: Share
+    exploration_weight: NotNegative
     screen_low: Share
     screen_high: Share
     sample_value: SampleValue | None = None
@@ -221,7 +239,7 @@ class VerifierPlan(PlanPart):
     """When an open answer is the gold one; see `lada_secure.data.verification.Verifier`."""
 
     rule: Rule = "exact"
-    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    tolerance: Annotated[float, Field(ge=0)] = 0.0
 
     @model_validator(mode="after")
     def _fields_agree(self) -> Self:
@@ -285,7 +303,7 @@ class MethodPlan(PlanPart):
     study_id: str
     rounds: Annotated[int, Field(ge=1, le=1000)]
     embedder: Annotated[str, Field(max_length=200)]
-    seed: Annotated[int, Field(ge=0)]
+    seed: Seed
     pool_sha256: str
     pool_size: Count
     answer_form: FormName = "cloze"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import stat
 from collections.abc import Hashable
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,13 @@ class IdentityFolder:
                 f"{self.path / name}: cannot be read ({error.strerror}); `lada init join` puts "
                 "certificates beside the keys, and `lada ca issue` writes a whole identity folder"
             ) from error
+
+    def open_to_others(self, name: str) -> bool:
+        """Whether every user of this machine may read or change a file; False if there is none."""
+        try:
+            return bool((self.path / name).stat().st_mode & stat.S_IRWXO)
+        except OSError:
+            return False
 
     def stamp(self, name: str) -> Hashable:
         """Time, size and inode of a file; None where there is none."""

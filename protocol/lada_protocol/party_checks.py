@@ -124,6 +124,14 @@ def identity_found(credentials: Credentials, roster: Roster | None, *, folder: P
     }
     if until - datetime.now(UTC) < _SOON:
         return warn(f"{said}; renew them before a study, with `lada ca renew`", **facts)
+    keys = (IdentityFile.TLS_KEY, IdentityFile.SIGNING_KEY)
+    bare = [str(one) for one in keys if IdentityFolder(folder).open_to_others(one)]
+    if bare:
+        return warn(
+            f"{said}; every user of this machine may read {' and '.join(bare)}: take that away "
+            "(chmod 600), and take new keys if somebody may have",
+            **facts,
+        )
     return fine(said, **facts)
 
 

@@ -64,6 +64,11 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 
+def lies_in(path: Path, folder: Path) -> bool:
+    """Whether a path of the settings is the other one, or leads into it."""
+    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
+
+
 class PartySettings(Settings):
     """The keys of every party's settings file. Relative paths are relative to the file's folder.
 
@@ -83,6 +88,14 @@ class PartySettings(Settings):
     ] = None
     transport: TransportSettings = TransportSettings()
     log: LogSettings = LogSettings()
+
+    @model_validator(mode="after")
+    def _keys_lie_apart(self) -> Self:
+        if lies_in(self.state_dir, self.identity):
+            raise ValueError(
+                f"state_dir {self.state_dir} lies in the folder of the keys; name another place"
+            )
+        return self
 
     @property
     def passphrase(self) -> Passphrase | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import ClassVar, Final, Self, TypeVar
@@ -18,7 +19,7 @@ _SHOWN: Final = 3
 class Settings(BaseModel):
     """Base of every settings model. moved: keys of earlier versions, and where each is now."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
     moved: ClassVar[Mapping[str, str]] = {}
 
     def beside(self, folder: Path) -> Self:
@@ -72,7 +73,12 @@ def parse_settings(raw: bytes, model: type[S], *, where: str) -> S:
     """
     value = parse_table(raw, where=where)
     try:
-        return model.model_validate(value)
+        # `true` is no number here, and "2" neither. Only from JSON do strict models take a path
+        # from text and a tuple from a list.
+        return model.model_validate_json(json.dumps(value), strict=True)
+    except TypeError as error:
+        # What TOML has and JSON has not.
+        raise ParameterError(f"{where}: holds a date or a time, and no setting is one") from error
     except ValidationError as error:
         raise ParameterError(f"{where}: {describe(error, model)}") from error
 

@@ -16,9 +16,11 @@ from lada_secure.data.forms import AnswerForm, FormName, answer_form
 from lada_secure.method.plan import (
     AllocationPlan,
     DistillationPlan,
+    Positive,
     PrivacyPlan,
     RationalesPlan,
     ReferenceModelPlan,
+    Seed,
     StatisticsPlan,
     TrainingPlan,
     TransferPlan,
@@ -120,8 +122,8 @@ class StudySettings(Settings):
     min_cohort: Annotated[int, Field(ge=3)] = 3
     slm: SlmPlan = SlmPlan()
     embedder: str
-    seed: Annotated[int, Field(ge=0)] = 0
-    phase_timeout_s: Annotated[float, Field(gt=0)] = 600.0
+    seed: Seed = 0
+    phase_timeout_s: Positive = 600.0
     answer_form: FormName = "cloze"
     verifier: VerifierPlan = VerifierPlan()
     privacy: PrivacyPlan

@@ -21,6 +21,7 @@ from mistakes import IDENTITIES, OF_DRAFT, OF_HUB, SETTINGS, Mistake
 from mistakes_of_models import DRAFTS, MODELS, PLANS, STUDIES
 from mistakes_of_places import DISKS, NETWORKS
 from mistakes_of_records import RECORDS_ROWS
+from mistakes_of_values import VALUES
 
 from lada_clients.auditor.check import ROLE as AUDITORS
 from lada_clients.site.check.role import ROLE as SITES
@@ -33,6 +34,7 @@ from lada_server.check.role import ROLE as COORDINATORS
 PAGE = Path(__file__).parents[2] / "docs" / "mistakes.md"
 SECTIONS = {
     "Settings and policy": SETTINGS,
+    "Single values": VALUES,
     "Keys, certificates, roster": IDENTITIES,
     "Records": RECORDS_ROWS,
     "Models": MODELS,

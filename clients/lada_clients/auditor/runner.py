@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import Annotated, ClassVar, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
@@ -24,7 +24,7 @@ from lada_protocol.evidence.export import (
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import DiallingSettings, read_settings
+from lada_protocol.party_files import DiallingSettings, lies_in, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
 from lada_secure.errors import LadaError
@@ -41,6 +41,17 @@ class AuditorSettings(DiallingSettings):
     export_dir: Annotated[Path, Field(description="where the files for `lada audit verify` go")]
     min_cohort: Annotated[int, Field(ge=3)] = 3
     epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
+
+    @model_validator(mode="after")
+    def _exports_lie_apart(self) -> Self:
+        for key in ("identity", "state_dir"):
+            own = getattr(self, key)
+            if lies_in(self.export_dir, own) or lies_in(own, self.export_dir):
+                raise ValueError(
+                    f"export_dir {self.export_dir} and {key} {own} lie in one another, and what is "
+                    "exported is given away; name another place"
+                )
+        return self
 
 
 def run_auditor(settings_path: Path) -> None:

@@ -13,6 +13,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
+from pydantic import TypeAdapter, ValidationError
+
 from lada_clients.net.outcomes import read_outcome
 from lada_clients.net.participant import Participant, joined_study
 from lada_clients.net.study_folder import study_folder
@@ -41,6 +43,7 @@ from lada_protocol.evidence.export import PLAN_FILE
 from lada_protocol.failure_codes import FailureCode
 from lada_protocol.kinds import Kind
 from lada_protocol.plan import StudyPlan, parse_plan, parse_time
+from lada_protocol.wire.envelope import StudyId
 from lada_secure.errors import ParameterError, PeerError, TransportError
 from lada_secure.method.plan import LEDGER_TIME_STEP_S
 from lada_secure.privacy.accounting.fields import check_person
@@ -202,6 +205,8 @@ def _waiting_study(
 
     Args: study: that it must be. Raises: DecisionRefused: none. ParameterError: another one.
     """
+    if study is not None:
+        _check_study_id(study)
     check_state_folder(settings.state_dir, party=settings.party, role="site")
     soon = settings.model_copy(update={"wait_s": min(settings.wait_s, LOOK_FOR_S)})
     with ExitStack() as ends:
@@ -217,6 +222,17 @@ def _waiting_study(
                 f"the waiting plan is of study {waiting}, not {study}; nothing was recorded"
             )
         yield participant
+
+
+def _check_study_id(study: str) -> None:
+    """Refuse what can be no study's name, before anybody is asked for its plan."""
+    try:
+        TypeAdapter(StudyId).validate_python(study)
+    except ValidationError as error:
+        raise ParameterError(
+            f"study: expected an id of 1 to 64 letters, digits, dots, dashes and underscores, got "
+            f"{study[:80]!r}; nothing was recorded. `lada site show` says which study waits"
+        ) from error
 
 
 def _check_read(settings: SiteSettings, plan: StudyPlan, named: str | None) -> None:

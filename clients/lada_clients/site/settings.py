@@ -123,7 +123,10 @@ class SitePolicy(Settings):
     min_cohort: Annotated[int, Field(ge=3)] = 3
     max_records_per_unit: Annotated[int, Field(ge=1)]
     min_ledger_time_step_s: Annotated[int, Field(ge=1, le=86_400)] = LEDGER_TIME_STEP_S
-    pool_gradients: tuple[Literal["public", "private"], ...] = ("public", "private")
+    pool_gradients: Annotated[tuple[Literal["public", "private"], ...], Field(min_length=1)] = (
+        "public",
+        "private",
+    )
     approval: Literal["policy", "person"] = "policy"
     counts_rounded_up_to: Annotated[int, Field(ge=1, le=1000)] = 10
     units: UnitRules = UnitRules()

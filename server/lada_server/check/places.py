@@ -10,6 +10,7 @@ import sqlalchemy as sa
 from lada_protocol.party_checks import check_writable
 from lada_protocol.wire.limits import split_address
 from lada_secure.check.running import Found, fine, unneeded
+from lada_secure.errors import ParameterError
 from lada_secure.storage.state_folder import is_held
 from lada_server.board.database import Database
 from lada_server.rpc.service import check_free
@@ -22,6 +23,8 @@ def port_findings(settings: ServerSettings) -> Iterator[Found]:
 
     Raises: ParameterError: one is taken, or the address is not this machine's.
     """
+    if settings.monitor == settings.listen:
+        raise ParameterError(f"listen and monitor are both {settings.listen}; name two ports")
     running = any(one.state == "running" for one in known_studies(settings.state_dir))
     if running or is_held(settings.state_dir):
         yield unneeded("the coordinator runs, and has its ports")

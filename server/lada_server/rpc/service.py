@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 import socket
 import threading
@@ -206,11 +207,14 @@ def check_free(host: str, port: int) -> None:
             trial.bind(address)
             trial.listen(1)
     except OSError as error:
-        raise _cannot_listen(join_address(host, port), error.strerror or str(error)) from error
+        why = error.strerror or str(error)
+        raise _cannot_listen(
+            join_address(host, port), why, taken=error.errno == errno.EADDRINUSE
+        ) from error
 
 
-def _cannot_listen(listen: str, why: str) -> ParameterError:
+def _cannot_listen(listen: str, why: str, *, taken: bool = False) -> ParameterError:
+    first = "stop the process that uses the port, or " if taken else ""
     return ParameterError(
-        f"cannot listen on {listen}: {why}; stop the process that uses the port, or choose "
-        "another address in the settings"
+        f"cannot listen on {listen}: {why}; {first}choose another address in the settings"
     )

@@ -1,0 +1,123 @@
+# ruff: noqa: E501
+"""Mistakes that operators make in single values of their settings; see `mistakes`."""
+
+from __future__ import annotations
+
+import math
+import tomllib
+
+from mistakes import (
+    AUDITOR,
+    IDENTITY,
+    OF_AUDITOR,
+    OF_HUB,
+    OF_SITE,
+    POLICY,
+    SERVER,
+    SITE,
+    STUDY,
+    Mistake,
+    keys,
+)
+
+VALUES = (
+    Mistake(
+        name="`true` in place of a number",
+        command=OF_SITE,
+        check="settings",
+        says="threads: Input should be a valid integer, got 'True'",
+        spoil=keys(SITE, threads=True),
+    ),
+    Mistake(
+        name="a number in quotes",
+        command=OF_SITE,
+        check="settings",
+        says="wait_s: Input should be a valid number, got '60'",
+        spoil=keys(SITE, wait_s="60"),
+    ),
+    Mistake(
+        name="a budget without end",
+        command=OF_SITE,
+        check="policy",
+        says="epsilon_cap_total: Input should be a finite number, got 'inf'",
+        spoil=keys(POLICY, epsilon_cap_total=math.inf),
+    ),
+    Mistake(
+        name="a policy that allows no gradients",
+        command=OF_SITE,
+        check="policy",
+        says="pool_gradients: Tuple should have at least 1 item",
+        spoil=keys(POLICY, pool_gradients=[]),
+    ),
+    Mistake(
+        name="the state folder is the folder of the keys",
+        command=OF_SITE,
+        check="settings",
+        says="state_dir identity lies in the folder of the keys; name another place",
+        spoil=keys(SITE, state_dir="identity"),
+    ),
+    Mistake(
+        name="the auditor exports into the folder of its keys",
+        command=OF_AUDITOR,
+        check="settings",
+        says="lie in one another, and what is exported is given away; name another place",
+        spoil=keys(AUDITOR, export_dir="identity/export"),
+    ),
+    Mistake(
+        name="a key that every user of the machine may read",
+        command=OF_SITE,
+        check="identity",
+        says="every user of this machine may read sign.key: take that away (chmod 600)",
+        level="warning",
+        spoil=lambda study: study.path(f"{IDENTITY}/sign.key").chmod(0o644),
+    ),
+    Mistake(
+        name="board and monitor on one port",
+        command=OF_HUB,
+        check="port",
+        says="; name two ports",
+        spoil=lambda study: study.toml(
+            SERVER, monitor=tomllib.loads(study.path(SERVER).read_text())["listen"]
+        ),
+    ),
+    Mistake(
+        name="a weight without end",
+        command=OF_HUB,
+        check="study",
+        says="distillation.private_weight: Input should be a finite number, got 'inf'",
+        spoil=keys(STUDY, distillation={"private_weight": math.inf}),
+    ),
+    Mistake(
+        name="a clip norm that no step of float32 survives",
+        command=OF_HUB,
+        check="study",
+        says="training.l2_clip_norm: Input should be less than or equal to 1000000000, got '1e+300'",
+        spoil=keys(STUDY, training={"l2_clip_norm": 1e300}),
+    ),
+    Mistake(
+        name="a sampling probability below any use",
+        command=OF_HUB,
+        check="study",
+        says="training.sampling_probability: Input should be greater than or equal to 0.000000001",
+        spoil=keys(STUDY, training={"sampling_probability": 1e-300}),
+    ),
+    Mistake(
+        name="a seed that no generator takes",
+        command=OF_HUB,
+        check="study",
+        says="seed: Input should be less than 9223372036854775808",
+        spoil=keys(STUDY, seed=99_999_999_999_999_999_999),
+    ),
+    Mistake(
+        name="a module named twice for adapters",
+        command=OF_HUB,
+        check="study",
+        says="distillation.adapter_targets: expected names of modules, each once",
+        spoil=keys(STUDY, distillation={"adapter_targets": ["q_proj", "q_proj"]}),
+    ),
+    Mistake(
+        name="a study's name that can be none",
+        command="lada site approve ../study-1 --settings hospital-a/site.toml --by Ana",
+        says="expected an id of 1 to 64 letters, digits, dots, dashes and underscores, got '../study-1'",
+    ),
+)
