@@ -37,6 +37,9 @@ LEDGER_TIME_STEP_S = 3600
 
 # Beyond these a step of float32 ends at zero or at infinity, whatever the data.
 Positive = Annotated[float, Field(ge=1e-9, le=1e9)]
+# Of adapters' learning rates and of clips, in nats a token or as a norm: what training can use.
+Rate = Annotated[float, Field(ge=1e-9, le=10)]
+Clip = Annotated[float, Field(ge=1e-6, le=1e4)]
 NotNegative = Annotated[float, Field(ge=0, le=1e9)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Count = Annotated[int, Field(ge=1)]
@@ -75,7 +78,7 @@ class StatisticsPlan(PlanPart):
     loss_clip: nats per token.
     """
 
-    loss_clip: Positive
+    loss_clip: Clip
     integer_scale: Count
     noise_multiplier: Positive
 
@@ -84,7 +87,7 @@ class TrainingPlan(PlanPart):
     """Step 9: DP-SGD. Probability and denominator are public and never come from the data."""
 
     noise_multiplier: Positive
-    l2_clip_norm: Positive
+    l2_clip_norm: Clip
     sampling_probability: Annotated[float, Field(ge=1e-9, le=1)]
     expected_units: Positive
     steps_per_round: Count
@@ -97,7 +100,7 @@ class LearnerPlan(PlanPart):
     adapter_rank: Annotated[int, Field(ge=1, le=4096)]
     adapter_layers: Annotated[int, Field(ge=1, le=4096)]
     adapter_targets: Annotated[tuple[str, ...], BeforeValidator(_tuple_of_list)]
-    learning_rate: Positive
+    learning_rate: Rate
     contrastive_weight: NotNegative
 
     @field_validator("adapter_targets")
@@ -142,7 +145,7 @@ class ValuationPlan(PlanPart):
     """
 
     noise_multiplier: Positive
-    gain_clip: Positive
+    gain_clip: Clip
     least_gain: Annotated[float, Field(ge=-1, le=1)]
 
 
@@ -171,7 +174,7 @@ class ReferenceModelPlan(PlanPart):
     private_share: Share
     pool_steps: Count
     last_pool_steps: Count
-    pool_learning_rate: Positive
+    pool_learning_rate: Rate
     finish: bool
     own_reasons: bool
     trials: ValuationPlan | None = None

@@ -28,8 +28,8 @@ class FailureCode(StrEnum):
 
     POLICY = (
         "policy",
-        "the plan asks for more than its policy or settings allow",
-        "ask its people what they allow, or propose less",
+        "the plan has expired, or asks for more than its policy or settings allow",
+        "propose again, or less, or ask its people what they allow",
     )
     OVER_BUDGET = (
         "over_budget",

@@ -203,6 +203,12 @@ class DiallingSettings(PartySettings):
     coordinator: Annotated[Address, Field(description="host:port that this party dials")]
     wait_s: Annotated[float, Field(gt=0)] = 600.0
 
+    @model_validator(mode="after")
+    def _can_be_dialled(self) -> Self:
+        if not split_address(self.coordinator)[1]:
+            raise ValueError(f"coordinator: {self.coordinator}: nobody can be dialled at port 0")
+        return self
+
 
 def read_settings(path: Path, model: type[S]) -> S:
     """Read one TOML settings file; relative paths in it are relative to the file.

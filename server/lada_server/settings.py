@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, ClassVar, Self, TypeAlias
 
@@ -139,6 +140,11 @@ class StudySettings(Settings):
     def _fields_agree(self) -> Self:
         if self.approval_days is not None and self.approval_days > self.valid_days:
             raise ValueError("approval_days is above valid_days: the plan would be over before it")
+        if timedelta(days=self.valid_days) < timedelta(seconds=self.phase_timeout_s):
+            raise ValueError(
+                f"valid_days is {self.valid_days}, less than one phase may take (phase_timeout_s, "
+                f"{self.phase_timeout_s:g} seconds): the plan would be over before a round"
+            )
         return self
 
     @property

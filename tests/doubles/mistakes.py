@@ -213,7 +213,7 @@ SETTINGS = (
         name="a text where a number belongs",
         command=OF_SITE,
         check="settings",
-        says="wait_s: Input should be a valid number, unable to parse string as a number, got 'an hour'",
+        says="wait_s: Input should be a valid number, got 'an hour'",
         spoil=keys(SITE, wait_s="an hour"),
     ),
     Mistake(

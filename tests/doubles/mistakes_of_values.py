@@ -6,6 +6,7 @@ from __future__ import annotations
 import math
 import tomllib
 
+from mistaken_study import Study
 from mistakes import (
     AUDITOR,
     IDENTITY,
@@ -20,7 +21,34 @@ from mistakes import (
     keys,
 )
 
+
+def _one_port(study: Study) -> None:
+    listen = tomllib.loads(study.path(SERVER).read_text())["listen"]
+    study.toml(SERVER, monitor=f"127.0.0.1:{listen.rpartition(':')[2]}")
+
+
 VALUES = (
+    Mistake(
+        name="a coordinator at port 0",
+        command=OF_SITE,
+        check="settings",
+        says="coordinator: localhost:0: nobody can be dialled at port 0",
+        spoil=keys(SITE, coordinator="localhost:0"),
+    ),
+    Mistake(
+        name="a plan that is over before a phase can be",
+        command=OF_HUB,
+        check="study",
+        says="valid_days is 0.001, less than one phase may take",
+        spoil=keys(STUDY, valid_days=0.001),
+    ),
+    Mistake(
+        name="a learning rate that no model survives",
+        command=OF_HUB,
+        check="study",
+        says="distillation.learning_rate: Input should be less than or equal to 10, got '1000.0'",
+        spoil=keys(STUDY, distillation={"learning_rate": 1000.0}),
+    ),
     Mistake(
         name="`true` in place of a number",
         command=OF_SITE,
@@ -76,9 +104,7 @@ VALUES = (
         command=OF_HUB,
         check="port",
         says="; name two ports",
-        spoil=lambda study: study.toml(
-            SERVER, monitor=tomllib.loads(study.path(SERVER).read_text())["listen"]
-        ),
+        spoil=_one_port,
     ),
     Mistake(
         name="a weight without end",
@@ -91,7 +117,7 @@ VALUES = (
         name="a clip norm that no step of float32 survives",
         command=OF_HUB,
         check="study",
-        says="training.l2_clip_norm: Input should be less than or equal to 1000000000, got '1e+300'",
+        says="training.l2_clip_norm: Input should be less than or equal to 10000, got '1e+300'",
         spoil=keys(STUDY, training={"l2_clip_norm": 1e300}),
     ),
     Mistake(

@@ -23,8 +23,10 @@ def port_findings(settings: ServerSettings) -> Iterator[Found]:
 
     Raises: ParameterError: one is taken, or the address is not this machine's.
     """
-    if settings.monitor == settings.listen:
-        raise ParameterError(f"listen and monitor are both {settings.listen}; name two ports")
+    if settings.monitor is not None and _collide(settings.listen, settings.monitor):
+        raise ParameterError(
+            f"listen is {settings.listen} and monitor {settings.monitor}; name two ports"
+        )
     running = any(one.state == "running" for one in known_studies(settings.state_dir))
     if running or is_held(settings.state_dir):
         yield unneeded("the coordinator runs, and has its ports")
@@ -33,6 +35,15 @@ def port_findings(settings: ServerSettings) -> Iterator[Found]:
     for address in named:
         check_free(*split_address(address))
     yield fine(f"{' and '.join(named)}: free", addresses=list(named))
+
+
+def _collide(one: str, other: str) -> bool:
+    """Whether two addresses want the same port of the same interface; 0 is any that is free."""
+    (host, port), (other_host, other_port) = split_address(one), split_address(other)
+    everywhere = {"", "0.0.0.0", "::"}  # noqa: S104
+    return port == other_port != 0 and (
+        host == other_host or not everywhere.isdisjoint({host, other_host})
+    )
 
 
 def database_found(settings: ServerSettings) -> Found:
