@@ -64,8 +64,8 @@ def test_the_status_says_which_party_has_ended_why_and_what_comes_next(federatio
     coordinator = federation.start("coordinator")
     try:
         unfit = federation.start("site-b")
-        full = start_without_room(federation, "site-c")
         said_unfit, _ = unfit.communicate(timeout=300)
+        full = start_without_room(federation, "site-c")
         said_full, _ = full.communicate(timeout=300)
 
         assert unfit.returncode == 2, said_unfit

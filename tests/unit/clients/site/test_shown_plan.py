@@ -156,7 +156,7 @@ def settings(folder: Path) -> SiteSettings:
     return SiteSettings(
         party="site-a",
         coordinator="localhost:1",
-        identity=folder,
+        identity=folder / "identity",
         roster=folder,
         policy=folder,
         state_dir=folder,

@@ -356,7 +356,7 @@ def test_in_bfloat16_no_unit_moves_the_sum_by_more_than_one_clip_norm_exactly(
     trainer.close()
     # Nor does anything that was kept from before: references, outputs of frozen layers.
     alone = open_trainer(
-        adapted(architecture, dtype="bfloat16", **shape),
+        adapted(architecture, dtype="bfloat16", **SHAPES[shape]),
         [twin],
         engine=engine,
         contrastive_form=contrastive_form,

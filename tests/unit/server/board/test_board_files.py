@@ -48,9 +48,14 @@ def metadata_of(folder):
 
 
 def test_the_status_of_a_board_of_another_version_is_refused(tmp_path, study):
-    files = dict.fromkeys(("identity", "roster", "study", "pool", "cache_dir"), tmp_path)
+    files = dict.fromkeys(("roster", "study", "pool", "cache_dir"), tmp_path)
     settings = ServerSettings(
-        party="coordinator", listen="localhost:1", state_dir=tmp_path, llm="none", **files
+        party="coordinator",
+        listen="localhost:1",
+        identity=tmp_path / "identity",
+        state_dir=tmp_path,
+        llm="none",
+        **files,
     )
     with board_in(tmp_path, study) as store:
         store.post(study.envelope("contribution", "bank", b"kept"), b"kept")

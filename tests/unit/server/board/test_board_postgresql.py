@@ -226,10 +226,11 @@ def test_a_user_without_rights_is_told_so(url, postgres, tmp_path, study):
 def test_the_status_says_what_it_knows_while_the_database_is_away(url, postgres, tmp_path, study):
     with board(url, tmp_path, study) as store:
         store.post(study.envelope("mask_key", "bank"))
-    folders = dict.fromkeys(("identity", "roster", "study", "pool", "cache_dir"), tmp_path)
+    folders = dict.fromkeys(("roster", "study", "pool", "cache_dir"), tmp_path)
     settings = ServerSettings(
         party="coordinator",
         listen="localhost:1",
+        identity=tmp_path / "identity",
         state_dir=tmp_path,
         llm="none",
         database=url,

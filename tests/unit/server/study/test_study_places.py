@@ -22,10 +22,10 @@ from lada_server.study.places import (
 
 
 def settings(folder: Path, database: str | None = None) -> ServerSettings:
-    files = dict.fromkeys(("identity", "roster", "study", "pool", "cache_dir"), folder)
+    files = dict.fromkeys(("roster", "study", "pool", "cache_dir"), folder)
     return ServerSettings(
         party="coordinator", listen="localhost:1", state_dir=folder, llm="none", database=database,
-        **files,
+        identity=folder / "identity", **files,
     )  # fmt: skip
 
 
