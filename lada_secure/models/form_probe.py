@@ -131,13 +131,18 @@ def recommended_form(results: Sequence[FormResult]) -> FormName:
     question. The first of forms that a model does equally well is the cheapest: it reads and
     writes the fewest tokens.
     """
-    able = [one for one in results if one.above_chance] or results
-    best = _best(able)
+    able, best = _able(results), _best(results)
     return next(one.form for one in able if not _worse(one, best))
 
 
+def _able(results: Sequence[FormResult]) -> Sequence[FormResult]:
+    """What the model can do; all where it can do none."""
+    return [one for one in results if one.above_chance] or results
+
+
 def _best(results: Sequence[FormResult]) -> FormResult:
-    return max(results, key=lambda one: one.accuracy)
+    """Of what it can do: guessing is right more often in one form than in another."""
+    return max(_able(results), key=lambda one: one.accuracy)
 
 
 def _worse(one: FormResult, best: FormResult) -> bool:

@@ -64,11 +64,6 @@ S = TypeVar("S", bound=Settings)
 T = TypeVar("T")
 
 
-def lies_in(path: Path, folder: Path) -> bool:
-    """Whether a path of the settings is the other one, or leads into it."""
-    return Path(os.path.normpath(path)).is_relative_to(os.path.normpath(folder))
-
-
 class PartySettings(Settings):
     """The keys of every party's settings file. Relative paths are relative to the file's folder.
 
@@ -89,13 +84,21 @@ class PartySettings(Settings):
     transport: TransportSettings = TransportSettings()
     log: LogSettings = LogSettings()
 
-    @model_validator(mode="after")
-    def _keys_lie_apart(self) -> Self:
-        if lies_in(self.state_dir, self.identity):
-            raise ValueError(
+    def beside(self, folder: Path) -> Self:
+        """See `Settings.beside`. Raises: ParameterError: also where folders do not lie apart."""
+        found = super().beside(folder)
+        found.check_folders()
+        return found
+
+    def check_folders(self) -> None:
+        """Nothing is written into the folder of the keys, by whichever path it is named.
+
+        Raises: ParameterError: the state folder lies there.
+        """
+        if self.state_dir.resolve().is_relative_to(self.identity.resolve()):
+            raise ParameterError(
                 f"state_dir {self.state_dir} lies in the folder of the keys; name another place"
             )
-        return self
 
     @property
     def passphrase(self) -> Passphrase | None:

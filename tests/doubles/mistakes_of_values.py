@@ -27,6 +27,11 @@ def _one_port(study: Study) -> None:
     study.toml(SERVER, monitor=f"127.0.0.1:{listen.rpartition(':')[2]}")
 
 
+def _linked_state(study: Study) -> None:
+    study.path("hospital-a/linked").symlink_to(study.path(IDENTITY))
+    study.toml(SITE, state_dir="linked")
+
+
 VALUES = (
     Mistake(
         name="a coordinator at port 0",
@@ -81,8 +86,15 @@ VALUES = (
         name="the state folder is the folder of the keys",
         command=OF_SITE,
         check="settings",
-        says="state_dir identity lies in the folder of the keys; name another place",
+        says="lies in the folder of the keys; name another place",
         spoil=keys(SITE, state_dir="identity"),
+    ),
+    Mistake(
+        name="the state folder is a link into the folder of the keys",
+        command=OF_SITE,
+        check="settings",
+        says="hospital-a/linked lies in the folder of the keys",
+        spoil=_linked_state,
     ),
     Mistake(
         name="the auditor exports into the folder of its keys",

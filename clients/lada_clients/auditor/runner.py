@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, ClassVar, Self
+from typing import Annotated, ClassVar
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from lada_clients.auditor.ledgers import KnownEntries, LedgerCopies, claim_of
 from lada_clients.auditor.service import Auditor
@@ -24,10 +24,10 @@ from lada_protocol.evidence.export import (
     transcript_file,
 )
 from lada_protocol.kinds import Kind, Role
-from lada_protocol.party_files import DiallingSettings, lies_in, read_settings
+from lada_protocol.party_files import DiallingSettings, read_settings
 from lada_protocol.plan import StudyPlan
 from lada_protocol.wire.envelope import envelope_to_line
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, ParameterError
 from lada_secure.logs import begin_logs
 from lada_secure.storage.whole_files import read_if_there, sweep_parts, write_atomically
 
@@ -42,16 +42,20 @@ class AuditorSettings(DiallingSettings):
     min_cohort: Annotated[int, Field(ge=3)] = 3
     epsilon_cap: Annotated[float, Field(gt=0, description="refuse plans above this")]
 
-    @model_validator(mode="after")
-    def _exports_lie_apart(self) -> Self:
+    def check_folders(self) -> None:
+        """Nor lies what is exported, and given away, in or around anything else.
+
+        Raises: ParameterError: see `PartySettings.check_folders`.
+        """
+        super().check_folders()
+        out = self.export_dir.resolve()
         for key in ("identity", "state_dir"):
-            own = getattr(self, key)
-            if lies_in(self.export_dir, own) or lies_in(own, self.export_dir):
-                raise ValueError(
-                    f"export_dir {self.export_dir} and {key} {own} lie in one another, and what is "
-                    "exported is given away; name another place"
+            own = getattr(self, key).resolve()
+            if out.is_relative_to(own) or own.is_relative_to(out):
+                raise ParameterError(
+                    f"export_dir {out} and {key} {own} lie in one another, and what is exported "
+                    "is given away; name another place"
                 )
-        return self
 
 
 def run_auditor(settings_path: Path) -> None:

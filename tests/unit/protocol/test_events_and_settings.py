@@ -100,6 +100,7 @@ class Example(Settings):
     name: str
     folder: Path
     size: int = 3
+    share: float = 0.5
 
 
 def test_settings_are_read_and_paths_are_beside_the_file() -> None:
@@ -141,7 +142,7 @@ def test_a_variable_in_a_path_is_refused_and_never_a_folder_of_that_name(written
         (b'folder = "y"\n', "the key 'name' is missing"),
         (b'name = "x"\nfolder = "y"\nsize = "big"\n', "size:"),
         (b'name = "x"\nfolder = "y"\nsize = true\n', "size: Input should be a valid"),
-        (b'name = "x"\nfolder = "y"\nsize = inf\n', "size: Input should be"),
+        (b'name = "x"\nfolder = "y"\nshare = inf\n', "share: Input should be a finite number"),
         (b'name = "x"\nfolder = 2026-12-01\n', "holds a date or a time, and no setting is one"),
         (b"name = \n", "not TOML"),
         (b"\xff", "not TOML"),
