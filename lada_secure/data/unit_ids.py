@@ -15,9 +15,9 @@ MissingLike: TypeAlias = Literal["refuse", "meant"]
 MISSING_LIKE: Final = frozenset(
     {
         *("", "nan", "null", "none", "nil", "na", "n/a", "#n/a", "n.a.", "<na>", "nat", "unknown"),
-        *("unbekannt", "missing", "undefined", "-", "--", "?", ".", "<null>", "(null)", "#null!"),
-        *("#value!", "#ref!", "not available", "not applicable", "keine angabe", "k.a.", "inf"),
-        *("#n/a n/a", "#na", "#nv", "#name?", "#div/0!", "-nan", "\\n", "n/v", "n.a", "n. a."),
+        *("unbekannt", "missing", "undefined", "-", "--", "?", ".", "<null>", "(null)"),
+        *("not available", "not applicable", "keine angabe", "k.a.", "inf", "#getting_data"),
+        *("#n/a n/a", "#na", "#nv", "-nan", "\\n", "n/v", "n.a", "n. a."),
         *("1.#ind", "-1.#ind", "1.#qnan", "-1.#qnan", "k. a.", "k.a", "[null]", "<none>", "empty"),
         *("(blank)", "(leer)", "leer", "inconnu", "desconocido", "sconosciuto", "onbekend"),
     }
@@ -27,9 +27,14 @@ _NOBODY: Final = frozenset(
     {
         *("nn", "n.n.", "n.n", "n. n.", "anonymous", "anonym", "anonymus", "nobody", "niemand"),
         *("no name", "noname", "kein name", "nomen nescio", "not known", "nicht bekannt", "unk"),
+        *("infinity", "-infinity", "-inf"),
         *("unknown patient", "patient unknown", "unbekannter patient", "patient unbekannt"),
     }
 )
+# As #VALUE! and #NAME?, in whatever language the spreadsheet speaks.
+_SPREADSHEET_ERROR: Final = re.compile(r"#\S{2,18}[!?]")
+# The longest word for a missing value has fewer characters.
+_LONGEST_WORD: Final = 24
 # Somebody may have one of these, or one digit repeated; with very many records hardly anybody.
 _PLACEHOLDERS: Final = frozenset(
     {
@@ -76,7 +81,22 @@ def _comparable(character: str) -> str:
 
 def looks_missing(canonical: str) -> bool:
     """A word for a missing value, or no letter and no digit at all, as in "---"."""
-    return canonical in MISSING_LIKE or not any(one.isalnum() for one in canonical)
+    return (
+        canonical in MISSING_LIKE
+        or is_spreadsheet_error(canonical)
+        or not any(one.isalnum() for one in canonical)
+    )
+
+
+def is_spreadsheet_error(text: str) -> bool:
+    """Whether a text is what a spreadsheet shows where a formula has failed."""
+    return _SPREADSHEET_ERROR.fullmatch(text.strip()) is not None
+
+
+def is_missing_word(text: str) -> bool:
+    """Whether a text of any length, in any spelling, is a word for a missing value."""
+    short = text.strip()
+    return len(short) <= _LONGEST_WORD and looks_missing(canonical_unit(short))
 
 
 def names_nobody(canonical: str) -> bool:

@@ -8,10 +8,15 @@ is refused as a whole (`refused`, a part of the message, which names the line).
 from __future__ import annotations
 
 import codecs
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
+
+import openpyxl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 HEAD = "id,unit,question,a,b,answer\n"
 ONE = "1,p1,Is it flu?,yes,no,yes\n"
@@ -75,6 +80,24 @@ def _row(**changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
+def _workbook(name: str, *rows: tuple[object, ...], **more: Any) -> Awkward:
+    book, written = openpyxl.Workbook(), io.BytesIO()
+    for row in (tuple(HEAD.strip().split(",")), *rows):
+        book.active.append(row)
+    book.create_chartsheet("chart").add_chart(openpyxl.chart.BarChart())
+    book.save(written)
+    return Awkward(name=name, file="cases.xlsx", content=written.getvalue(), **more)
+
+
+def _parquet(name: str, column: str, second: pa.Array, **more: Any) -> Awkward:
+    """Two good rows, but for what stands in the second one's cell of a column."""
+    first, written = _row(), io.BytesIO()
+    columns = {one: pa.array([text, text]) for one, text in first.items()}
+    columns |= {"id": pa.array(["1", "2"]), column: second}
+    pq.write_table(pa.table(columns), written)
+    return Awkward(name=name, file="cases.parquet", content=written.getvalue(), **more)
+
+
 def _second(text: str) -> str:
     return HEAD + ONE + text + "\n"
 
@@ -89,6 +112,7 @@ MET: Mapping[str, tuple[str, str]] = {
         "tensorflow_chatbot",
         "llSourcell/tensorflow_chatbot/issues/17",
     ),
+    "CR alone, as of old Macs": ("PapaParse", "mholt/PapaParse/issues/43"),
     "a line break in a quoted cell": (
         "fast-cpp-csv-parser",
         "ben-strasser/fast-cpp-csv-parser/issues/57",
@@ -113,6 +137,18 @@ MET: Mapping[str, tuple[str, str]] = {
     "NaN as a number": ("conbench", "conbench/conbench/issues/1163"),
     "half of a character": ("json_reindent", "ThomasKliszowski/json_reindent/issues/12"),
     "numbers with all their digits": ("pandas", "pandas-dev/pandas/issues/33766"),
+    "#VALUE! as a question": ("ExcelDataReader", "ExcelDataReader/ExcelDataReader/issues/329"),
+    "#WERT! as a choice": ("readxl", "tidyverse/readxl/issues/62"),
+    "two ways to one column": ("Data API", "stargate/data-api/issues/1848"),
+    "two JSON lists in one file": ("Spice", "spiceai/spiceai/issues/12786"),
+    "Excel with a sheet that is a chart": ("pandas", "pandas-dev/pandas/issues/41448"),
+    "a formula without its result": ("openpyxl", "felipe-prenholato/openpyxl/issues/69"),
+    "a text in Parquet that is no UTF-8": ("Daft", "Eventual-Inc/Daft/issues/2845"),
+    "a day behind the year 9999": (
+        "google-cloud-python",
+        "googleapis/google-cloud-python/issues/10468",
+    ),
+    "bytes of a fixed size as a text": ("DuckDB", "duckdb/duckdb/issues/1617"),
 }
 
 CASES: tuple[Awkward, ...] = (
@@ -147,6 +183,8 @@ CASES: tuple[Awkward, ...] = (
     _csv("a column that is not there", GOOD.replace("answer", "anwser", 1), refused="has no column 'answer', which the mapping names; near it are 'anwser'"),
     _csv("one column name twice", GOOD.replace("id,unit", "id,id", 1), refused="cases.csv:1: 1 column name(s) stand twice"),
     _csv("the header again in the middle", HEAD + ONE + HEAD + TWO, *BOTH, rejects=((3, "header-again", ""),)),
+    _csv("the header again, with a byte-order mark", HEAD + ONE + "\ufeff" + HEAD + TWO, *BOTH, rejects=((3, "header-again", ""),)),
+    _csv("the header again, with spaces", HEAD + ONE + HEAD.replace("unit", " unit ") + TWO, *BOTH, rejects=((3, "header-again", ""),)),
     _csv("a title above the header", "Export of 2026\n" + GOOD, *BOTH, source={"skip_lines": 1}),
     Awkward("an empty file", b"", refused="holds nothing; expected at least one row"),
     Awkward("a header and no row", HEAD.encode(), refused="no record to train on in 0 rows"),
@@ -157,10 +195,15 @@ CASES: tuple[Awkward, ...] = (
     _csv("None that is meant", HEAD + "1,p1,Which drug?,,,none\n", ("1", "none"), record={"choices": None, "answer": {"column": "answer", "missing_like": "meant"}}),
     _csv("#REF! as the unit", _second("2,#REF!,Is it gout?,yes,no,no"), *FIRST, rejects=((3, "unit-looks-missing", "unit"),)),
     _csv("spaces alone as a question", _second("2,p2,   ,yes,no,no"), *FIRST, rejects=((3, "cell-empty", "question"),)),
+    _csv("#VALUE! as a question", _second("2,p2,#VALUE!,yes,no,no"), *FIRST, rejects=((3, "cell-looks-missing", "question"),)),
+    _csv("#WERT! as a choice", _second("2,p2,Is it gout?,yes,#WERT!,yes"), *FIRST, rejects=((3, "cell-looks-missing", "b"),)),
+    _csv("#N/A as the record id", _second("#N/A,p2,Is it gout?,yes,no,no"), *FIRST, rejects=((3, "cell-looks-missing", "id"),)),
+    _csv("nan as a rationale", HEAD.replace("answer", "answer,why") + ONE.replace("\n", ",It burns\n") + TWO.replace("\n", ",nan\n"), *FIRST, record={"rationale": "why"}, rejects=((3, "cell-looks-missing", "why"),)),
     _csv("an empty cell in a template", _second("2,p2,,yes,no,no"), *FIRST, record={"question": {"template": "{{ question }} Say."}}, rejects=((3, "cell-empty", "question"),)),
     # Units.
     _csv("one person in ten spellings", HEAD + "".join(f"{n},{unit},Q{n}?,yes,no,yes\n" for n, unit in enumerate(("M\u00fcller-17", "Mu\u0308ller-17", "M\u00fcller-17 ", "\u00a0M\u00fcller-17", "M\u00dcLLER-17", "M\u00fcller\u201117", "M\u00fcller-17\u200b", "\ufeffM\u00fcller-17", "m\u00fcller-17", "M\u00fcller\u221217"))), ("0", "yes"), rejects=tuple((n + 2, "unit-spelled-otherwise", "unit") for n in range(1, 10))),
     _csv("two spellings that the mapping takes as one", HEAD + ONE + "2,P1 ,Is it gout?,yes,no,no\n", {"record_id": "1", "unit": "p1"}, {"record_id": "2", "unit": "p1"}, record={"unit": {"column": "unit", "spellings": "one_person"}}),
+    _lines("Infinity as the unit", _row(), _row(id="2", unit=float("inf")), records=FIRST, rejects=((2, "unit-looks-missing", "unit"),)),
     _csv("an id that a spreadsheet cut", _second("2,1.23457E+15,Is it gout?,yes,no,no"), *FIRST, rejects=((3, "unit-in-exponent-form", "unit"),)),
     _csv("leading zeros", HEAD + "1,007,Q?,yes,no,yes\n2,7,Q2?,yes,no,yes\n", {"record_id": "1", "unit": "007"}, {"record_id": "2", "unit": "7"}),
     _csv("one id twice", _second("1,p2,Is it gout?,yes,no,no"), *FIRST, rejects=((3, "row-repeated", "id"),)),
@@ -173,6 +216,8 @@ CASES: tuple[Awkward, ...] = (
     _csv("a letter beyond the choices", HEAD + "1,p1,Is it flu?,yes,no,A\n2,p2,Is it gout?,yes,no,C\n", *FIRST, record={"answer": {"column": "answer", "stands_as": "letter"}}, rejects=((3, "answer-no-place", "answer"),)),
     _csv("a number from 1, where 0 occurs", HEAD + "1,p1,Is it flu?,yes,no,1\n2,p2,Is it gout?,yes,no,0\n", *FIRST, record={"answer": {"column": "answer", "stands_as": "number from 1"}}, rejects=((3, "answer-no-place", "answer"),)),
     _csv("choices in one cell, with the separator inside", 'id,unit,question,options,answer\n1,p1,Q?,"yes; ""no; never""","no; never"\n', ("1", "no; never"), record={"choices": {"column": "options", "separator": ";"}}),
+    _csv("choices in one cell, by a separator of two signs", 'id,unit,question,options,answer\n1,p1,Q?,"yes; ""no; never""","no; never"\n', ("1", "no; never"), record={"choices": {"column": "options", "separator": "; "}}),
+    _csv("choices in one cell, one in each line", 'id,unit,question,options,answer\n1,p1,Q?,"yes\n""no"", or never",yes\n2,p2,Q?,"yes\nno",no\n', ("2", "no"), record={"choices": {"column": "options", "separator": "\n"}}, rejects=((2, "choices-unreadable", "options"),)),
     _csv("choices in one cell, one too many", 'id,unit,question,options,answer\n1,p1,Q?,yes;no,yes\n2,p2,Q?,yes;no;never,no\n', *FIRST, record={"choices": {"column": "options", "separator": ";", "count": 2}}, rejects=((3, "choices-count", "options"),)),
     _csv("a Python list where JSON is expected", "id,unit,question,options,answer\n1,p1,Q?,\"['yes', 'no']\",yes\n2,p2,Q?,\"[\"\"yes\"\", \"\"no\"\"]\",no\n", ("2", "no"), record={"choices": {"column": "options", "json": True}}, rejects=((2, "choices-unreadable", "options"),)),
     _csv("the same choice twice", _second("2,p2,Is it gout?,no,no,no"), *FIRST, rejects=((3, "choices-repeat", "a b"),)),
@@ -197,7 +242,20 @@ CASES: tuple[Awkward, ...] = (
     _lines("half of a character", _row(), _row(id="2", question="\ud83d"), records=FIRST, rejects=((2, "not-in-encoding", "question"),)),
     _lines("numbers with all their digits", '{"id": 12345678901234567890123, "unit": "p1", "question": "Dose?", "answer": 1.50}', record=OPEN, records=(("12345678901234567890123", "1.50"),)),
     _lines("a nesting of thousands", _row(), "[" * 50_000, records=FIRST, rejects=((2, "not-json", ""),)),
+    _lines("two ways to one column", {"id": "1", "patient.id": "p1", "patient": {"id": "p2"}, "question": "Q?", "answer": "yes"}, {"id": "2", "patient": {"id": "p2"}, "question": "Q?", "answer": "yes"}, record={"choices": None, "unit": "patient.id"}, records=(("2", "yes"),), rejects=((1, "key-twice", "patient.id"),)),
+    Awkward("one key twice in an element of a list", b"[" + json.dumps(_row()).encode() + b',\n{"id": "2", "id": "3"}]', file="cases.json", records=FIRST, rejects=((2, "key-twice", ""),)),
+    Awkward("two JSON lists in one file", json.dumps([_row()]).encode() + b"\n" + json.dumps([_row(id="2")]).encode(), file="cases.json", refused="cases.json:2: something stands behind the end"),
+    Awkward("the key of the list twice", b'{"rows": ' + json.dumps([_row()]).encode() + b',\n"rows": []}', file="cases.json", source={"at": "rows"}, refused="cases.json:2: the key 'rows' stands here again"),
+    Awkward("a JSON object that breaks off behind its list", b'{"rows": ' + json.dumps([_row()]).encode() + b",", file="cases.json", source={"at": "rows"}, refused="cases.json:1: this is not JSON"),
     Awkward("a JSON list that breaks off", json.dumps([_row(), _row(id="2")], indent=1)[:-30].encode(), file="cases.json", refused="this is not JSON"),
     Awkward("a JSON object around the list", json.dumps({"total": 2, "rows": [_row(), _row(id="2", answer="no")]}).encode(), file="cases.json", source={"at": "rows"}, records=BOTH),
     Awkward("a JSON list that is somewhere else", json.dumps({"rows": [_row()]}).encode(), file="cases.json", refused="cases.json:1: expected a list"),
+    # Typed cells.
+    _workbook("Excel with a sheet that is a chart", ("1", "p1", "Is it flu?", "yes", "no", "yes"), records=FIRST),
+    _workbook("a formula without its result", ("1", "p1", "Is it flu?", "yes", "no", "yes"), ("2", "p2", "Is it gout?", "yes", "no", "=E3"), refused="cases.xlsx:3: column 'answer' is a formula"),
+    _parquet("a text in Parquet that is no UTF-8", "question", pa.array([b"Is it flu?", b"Is it gout\xff?"]).view(pa.string()), records=FIRST, rejects=((2, "not-in-encoding", "question"),)),
+    _parquet("a day behind the year 9999", "question", pa.array([0, 10**7], pa.int32()).view(pa.date32()), records=({"question": "1970-01-01"},), rejects=((2, "value-unreadable", "question"),)),
+    _parquet("bytes of a fixed size as a text", "unit", pa.array([b"p1", b"p2"], pa.binary(2)), refused="no record to train on"),
+    _parquet("bytes by a dictionary as a text", "unit", pa.array([b"p1", b"p2"]).dictionary_encode(), refused="no record to train on"),
+    _parquet("a list of bytes as a text", "unit", pa.array([[b"p1"], [b"p2"]]), refused="no record to train on"),
 )  # fmt: skip

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lada_secure.data.importing.mapping import SourceSettings
-from lada_secure.data.importing.rows import Reject, Row, Source, flat_cells
+from lada_secure.data.importing.rows import Reject, Row, Source, Unclear, flat_row
 from lada_secure.errors import ParameterError, TransportError
 
 _BATCH_ROWS: Final = 1024
@@ -114,8 +114,7 @@ def _rows(
             ]
             for values in zip(*columns, strict=True):
                 line += 1
-                cells = flat_cells(dict(zip(batch.schema.names, values, strict=True)))
-                yield Row(line, {name: cells.get(name) for name in needed} if needed else cells)
+                yield flat_row(line, dict(zip(batch.schema.names, values, strict=True)), needed)
     except (OSError, pa.ArrowException) as error:
         raise TransportError(f"cannot read {where} on, behind row {line}: {error}") from error
 
@@ -128,10 +127,28 @@ def _texts(column: pa.Array, names: list[str] | None) -> list[object]:
             names[value] if value is not None and 0 <= value < len(names) else None
             for value in column.to_pylist()
         ]
-    # Arrow's decoder refuses bytes that are no UTF-8 only when they are looked at as text.
+    # Pictures need not be held a second time.
     if pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
         return [None] * len(column)
     if pa.types.is_float16(kind) or pa.types.is_float32(kind):
         # The fewest digits that read back the same in so few bits, and not in 64.
         return list(column.cast(pa.float32()).cast(pa.string()).to_pylist())
-    return list(column.to_pylist())
+    try:
+        return list(column.to_pylist())
+    except (ValueError, OverflowError, pa.ArrowException):
+        # One value is no text, or no date that Python knows: that is its row's fault alone.
+        return [_value(one) for one in column]
+
+
+def _value(scalar: pa.Scalar) -> object:
+    """A value, with `Unclear` where Python has none for it."""
+    if not scalar.is_valid:
+        return None
+    if pa.types.is_struct(scalar.type):
+        return {name: _value(inner) for name, inner in scalar.items()}
+    try:
+        return scalar.as_py()
+    except UnicodeDecodeError:
+        return Unclear("not-in-encoding")
+    except (ValueError, OverflowError, pa.ArrowException):
+        return Unclear("value-unreadable")

@@ -6,7 +6,6 @@ exactly; that parser has the last word over every line that is written.
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import hmac
 import json
@@ -16,6 +15,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple, TypeAlias
 
+from lada_secure.data.importing.choice_lists import listed, separated
 from lada_secure.data.importing.mapping import (
     AnswerField,
     AnyMapping,
@@ -36,7 +36,13 @@ from lada_secure.data.prompts import MAX_CHOICES
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.record_oddities import CONTROL
 from lada_secure.data.records import Record
-from lada_secure.data.unit_ids import canonical_unit, looks_missing, names_nobody
+from lada_secure.data.unit_ids import (
+    canonical_unit,
+    is_missing_word,
+    is_spreadsheet_error,
+    looks_missing,
+    names_nobody,
+)
 from lada_secure.data.verification import normalised, read_number
 from lada_secure.errors import ParameterError
 
@@ -101,7 +107,7 @@ class QuestionReader:
         for name, cell in cells.items():
             if cell is not None and len(cell) > MAX_LINE_BYTES:
                 raise UnusableRow("cell-too-long", name)
-        question = needed(self._question(cells), self._question_field)
+        question = meant(self._question(cells), self._question_field)
         places = _places(self._choices, self._fixed, cells)
         choices = tuple(choice for choice in places if choice is not None)
         if places:
@@ -149,9 +155,9 @@ class Converter:
         if rationale is not None and not rationale.strip():
             rationale = None
         if rationale is not None:
-            check_text(rationale, fields.rationale)
+            rationale = meant(rationale, fields.rationale)
         told = (unit, question, choices, answer, rationale)
-        record_id = self._made_id(told) if self._id is None else needed(self._id(cells), fields.id)
+        record_id = self._made_id(told) if self._id is None else meant(self._id(cells), fields.id)
         record = Record(
             record_id=record_id,
             unit=unit,
@@ -246,6 +252,14 @@ def needed(text: str | None, field: TextField | None) -> str:
     return text
 
 
+def meant(text: str | None, field: TextField | None) -> str:
+    """A text that must be there and say something. Raises: UnusableRow."""
+    found = needed(text, field)
+    if is_missing_word(found):
+        raise UnusableRow("cell-looks-missing", _column(field))
+    return found
+
+
 def check_text(text: str, field: TextField | None) -> None:
     """Raises: UnusableRow: a control character."""
     if CONTROL.search(text):
@@ -265,8 +279,8 @@ def _places(field: ChoicesField | None, fixed: tuple[str, ...] | None, cells: Ce
     if cell is None or not cell.strip():
         raise UnusableRow("cell-empty", field.column)
     try:
-        texts = _listed(cell) if field.json_list else _separated(cell, str(field.separator))
-    except (ValueError, csv.Error, RecursionError) as error:
+        texts = listed(cell) if field.json_list else separated(cell, str(field.separator))
+    except (ValueError, RecursionError) as error:
         raise UnusableRow("choices-unreadable", field.column) from error
     return tuple(_place(text, field.column, field) for text in texts)
 
@@ -278,24 +292,10 @@ def _place(text: str | None, column: str, field: ChoicesField) -> str | None:
         return None
     if CONTROL.search(text):
         raise UnusableRow("control-character", column)
+    # "NA" and "none" may be choices.
+    if is_spreadsheet_error(text):
+        raise UnusableRow("cell-looks-missing", column)
     return text
-
-
-def _listed(cell: str) -> list[str]:
-    found = json.loads(cell, parse_float=str, parse_int=str)
-    if not isinstance(found, list) or not all(isinstance(one, str) for one in found):
-        raise ValueError
-    return found
-
-
-def _separated(cell: str, separator: str) -> list[str]:
-    """The texts between separators, without the white space around them."""
-    if len(separator) > 1:
-        return [part.strip() for part in cell.split(separator)]
-    # One line, so that a line break in a choice is no new row.
-    reader = csv.reader([cell.strip()], delimiter=separator, strict=True, skipinitialspace=True)
-    (parts,) = reader
-    return [part.strip() for part in parts]
 
 
 def _check_choices(choices: Sequence[str], field: ChoicesField | None) -> None:

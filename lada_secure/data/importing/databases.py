@@ -18,26 +18,28 @@ from pathlib import Path
 from typing import Any, Final
 
 from lada_secure.data.importing.mapping import SourceSettings
-from lada_secure.data.importing.rows import Reject, Row, Source, text_of
-from lada_secure.data.importing.text_files import is_text
+from lada_secure.data.importing.rows import Reject, Row, Source, checked_row, text_of
 from lada_secure.errors import ParameterError, TransportError
 
 _FETCHED_ROWS: Final = 1000
 _FROM_ENVIRONMENT: Final = "env:"
+# Also where a slash was forgotten: the whole may hold a password, and is never shown as a path.
+_ADDRESS: Final = re.compile(r"(?:postgres|mysql|mariadb|oracle|mssql|sqlite)[\w+]*:|.*://", re.I)
 # Behind comments, which may stand in front; none is looked at twice, however many there are.
 _READS: Final = re.compile(r"(?:\s|--[^\n]*\n|/\*.*?\*/)*+(?:select|with)\b", re.I | re.S)
 _SQLITE_MOST_BYTES: Final = 16 * 2**20
 # Their messages are of the query, the schema or the connection; others quote cells.
 _TOLD: Final = ("ProgrammingError", "OperationalError")
 _OF_THE_QUERY: Final = re.compile(
-    r"^(?:no such |ambiguous column|incomplete input|unrecognized token|wrong number of arg|unable "
-    r"to open|attempt to write|too many attached|database is )|: syntax error$"
+    r"^(?:no such |You can only execute one |ambiguous column|incomplete input|unrecognized token|"
+    r"wrong number of arg|unable to open|attempt to write|too many attached|database is )|"
+    r": syntax error$"
 )
 
 
 def is_database(source: str) -> bool:
     """Whether a source is a database's address and no file."""
-    return source.startswith(_FROM_ENVIRONMENT) or "://" in source
+    return source.startswith(_FROM_ENVIRONMENT) or _ADDRESS.match(source) is not None
 
 
 def open_query(source: str, settings: SourceSettings) -> Source:
@@ -73,7 +75,7 @@ def open_query(source: str, settings: SourceSettings) -> Source:
             with _result(engine, str(settings.query), rows=_FETCHED_ROWS) as result:
                 for values in result:
                     line += 1
-                    yield _row(line, {name: _cell(values[at]) for at, name in places})
+                    yield checked_row(line, {name: text_of(values[at]) for at, name in places})
         except SQLAlchemyError as error:
             raise TransportError(
                 f"{where} broke off behind row {line}: {_kind(error)}; nothing was imported, start "
@@ -146,18 +148,6 @@ def _result(engine: Any, query: str, *, rows: int) -> Iterator[Any]:
         streamed = connection.execution_options(stream_results=True, yield_per=rows)
         # A colon is no parameter here: "12:30" may stand in a query.
         yield streamed.execute(text(query.replace(":", r"\:")))
-
-
-def _cell(value: object) -> str | None:
-    # Bytes of a database are pictures and the like; no column that is text comes as them.
-    return None if isinstance(value, bytes | memoryview) else text_of(value)
-
-
-def _row(line: int, cells: dict[str, str | None]) -> Row | Reject:
-    for name, text in cells.items():
-        if text is not None and not is_text(text):
-            return Reject(line, "not-in-encoding", name)
-    return Row(line, cells)
 
 
 def _kind(error: Exception) -> str:

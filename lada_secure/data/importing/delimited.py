@@ -16,14 +16,8 @@ from pathlib import Path
 from typing import Final, TextIO
 
 from lada_secure.data.importing.mapping import SourceSettings
-from lada_secure.data.importing.rows import MAX_CELL_CHARACTERS, Reject, Row, Source
-from lada_secure.data.importing.text_files import (
-    TextForm,
-    is_text,
-    lines_of,
-    open_text,
-    text_form,
-)
+from lada_secure.data.importing.rows import MAX_CELL_CHARACTERS, Reject, Row, Source, is_text
+from lada_secure.data.importing.text_files import TextForm, lines_of, open_text, text_form
 from lada_secure.errors import ParameterError
 
 DELIMITERS: Final = ",;\t|"
@@ -149,10 +143,20 @@ def _rows(
             if len(cells) != width:
                 few = len(cells) < width
                 yield Reject(line, "too-few-columns" if few else "too-many-columns")
-            elif cells == header:
+            elif is_header(cells, header):
                 yield Reject(line, "header-again")
             else:
                 yield _row(line, cells, places)
+
+
+def is_header(cells: Sequence[str | None], header: Sequence[str | None]) -> bool:
+    """Whether a row repeats the header; where files were put together it may have a byte-order mark
+    of its own, and spaces."""
+    return _bare(cells[0]) == _bare(header[0]) and [*map(_bare, cells)] == [*map(_bare, header)]
+
+
+def _bare(cell: str | None) -> str:
+    return (cell or "").replace("\ufeff", "").strip()
 
 
 def _row(line: int, cells: Sequence[str], places: Sequence[tuple[int, str]]) -> Row | Reject:

@@ -6,7 +6,7 @@ holds each resource under the key `resource`. Numbers keep their digits: 1.50 is
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from json.decoder import JSONDecoder
 from pathlib import Path
 from typing import Any, Final, TextIO
@@ -18,23 +18,15 @@ from lada_secure.data.importing.rows import (
     Reject,
     Row,
     Source,
-    flat_cells,
+    flat_row,
+    is_text,
     json_object,
 )
-from lada_secure.data.importing.text_files import is_text, lines_of, open_text, text_form
+from lada_secure.data.importing.text_files import lines_of, open_text, text_form
 from lada_secure.errors import ParameterError, TransportError
 
 _CHUNK: Final = 64 * 1024
 _SPACE: Final = " \t\r\n"
-
-
-def _decoder() -> JSONDecoder:
-    return JSONDecoder(
-        object_pairs_hook=json_object,
-        parse_float=str,
-        parse_int=str,
-        parse_constant=str,
-    )
 
 
 def open_json_lines(path: Path, settings: SourceSettings) -> Source:
@@ -42,7 +34,9 @@ def open_json_lines(path: Path, settings: SourceSettings) -> Source:
     form = text_form(path, settings.encoding)
 
     def read(needed: frozenset[str]) -> Iterator[Row | Reject]:
-        decoder = _decoder()
+        decoder = JSONDecoder(
+            object_pairs_hook=json_object, parse_float=str, parse_int=str, parse_constant=str
+        )
         with open_text(path, form) as file:
             for line, text in enumerate(lines_of(file, path), start=1):
                 if not text.isspace():
@@ -86,16 +80,9 @@ def _object_row(
     if not isinstance(inner, dict):
         return Reject(line, "not-json", settings.inside)
     try:
-        cells = flat_cells(inner)
+        return flat_row(line, inner, needed)
     except RecursionError:
         return Reject(line, "not-json")
-    # All of them where nobody says which are needed: that is how a file is looked at.
-    kept = {name: cells.get(name) for name in needed} if needed else cells
-    for name, text in kept.items():
-        # Escapes can spell half of a character.
-        if text is not None and not is_text(text):
-            return Reject(line, "not-in-encoding", name)
-    return Row(line, kept)
 
 
 class _Elements:
@@ -106,12 +93,17 @@ class _Elements:
     ) -> None:
         self._file, self._path = file, path
         self._settings, self._needed = settings, needed
-        self._decoder = _decoder()
+        self._decoder = JSONDecoder(
+            object_pairs_hook=self._object, parse_float=str, parse_int=str, parse_constant=str
+        )
         self._text, self._at, self._line, self._ended = "", 0, 1, False
+        self._twice = False
 
     def rows(self) -> Iterator[Row | Reject]:
-        for key in self._settings.at.split(".") if self._settings.at else ():
-            self._go_to(key)
+        keys = self._settings.at.split(".") if self._settings.at else []
+        for key in keys:
+            if not self._go_to(key):
+                self._broken(f"there is no key {key!r}; see [source] at")
         if self._sign() != "[":
             at = self._settings.at
             raise ParameterError(
@@ -119,24 +111,46 @@ class _Elements:
                 "something else; name its place as [source] at (a FHIR bundle: at = "
                 '"entry" and inside = "resource")'
             )
+        for line, value in self._list():
+            if value is None:
+                yield Reject(line, "key-twice")
+            else:
+                yield _object_row(value, line, self._settings, self._needed)
+        # A second list would be rows that nobody has read.
+        for key in reversed(keys):
+            if not self._between("}") and self._go_on_to(key):
+                self._broken(f"the key {key!r} stands here again, and its rows would be lost")
+        if self._sign():
+            self._broken(
+                "something stands behind the end of the JSON; where every line is an object of its "
+                'own, say kind = "jsonl" in [source]'
+            )
+
+    def _list(self) -> Iterator[tuple[int, Any]]:
+        """The elements of the list that begins here, with their lines; None: a key twice in it."""
         self._take(1)
         if self._sign() == "]":
+            self._take(1)
             return
         while True:
             self._sign()
-            line = self._line
-            try:
-                yield _object_row(self._value(), line, self._settings, self._needed)
-            except KeyTwice:
-                self._broken("an object has the same key twice")
+            line, value = self._line, self._value()
+            yield line, None if self._twice else value
             if self._between("]"):
                 return
 
-    def _go_to(self, key: str) -> None:
-        """Into the value of a key of the object that begins here."""
+    def _go_to(self, key: str) -> bool:
+        """Into the value of a key of the object that begins here. Returns: whether it has one."""
         if self._sign() != "{":
             self._broken(f"expected an object with the key {key!r}")
         self._take(1)
+        if self._sign() == "}":
+            self._take(1)
+            return False
+        return self._go_on_to(key)
+
+    def _go_on_to(self, key: str) -> bool:
+        """As `_go_to`, from the next key on."""
         while True:
             self._sign()
             found = self._value()
@@ -144,10 +158,18 @@ class _Elements:
                 self._broken("expected a colon behind a key")
             self._take(1)
             if found == key:
-                return
-            self._value()
+                return True
+            self._pass_over()
             if self._between("}"):
-                self._broken(f"there is no key {key!r}; see [source] at")
+                return False
+
+    def _pass_over(self) -> None:
+        """Past a value, which may be a list of any length."""
+        if self._sign() == "[":
+            for _ in self._list():
+                pass
+        else:
+            self._value()
 
     def _between(self, end: str) -> bool:
         """Past what follows an element. Returns: whether it was the last."""
@@ -157,18 +179,23 @@ class _Elements:
         self._take(1)
         return sign == end
 
+    def _object(self, pairs: Sequence[tuple[str, object]]) -> dict[str, object]:
+        """An object of JSON. An exception would leave the place behind it unknown."""
+        found = dict(pairs)
+        self._twice |= len(found) != len(pairs)
+        return found
+
     def _value(self) -> Any:
         self._sign()
         wanted = _CHUNK
         while True:
+            self._twice = False
             try:
                 value, end = self._decoder.raw_decode(self._text, self._at)
                 # A number may go on behind the end of what was read.
                 if end < len(self._text) or self._ended:
                     self._take(end - self._at)
                     return value
-            except KeyTwice:
-                self._broken("an object has the same key twice")
             except (ValueError, RecursionError):
                 if self._ended:
                     self._broken("this is not JSON")

@@ -103,7 +103,12 @@ class OutputFolder:
         return self.folder / f".{name}.{os.getpid()}"
 
     def open(self, name: str, *, mode: int = 0o600) -> None:
-        """Begin a file. Raises: TransportError."""
+        """Begin a file. Raises: ParameterError: a folder has its name. TransportError."""
+        if (self.folder / name).is_dir():
+            raise ParameterError(
+                f"{self.folder / name}: expected a file or nothing, got a folder; move it away, or "
+                "name another --out. Nothing was imported"
+            )
         try:
             descriptor = open_part(self.part(name), mode=mode)
             self._files[name] = os.fdopen(descriptor, "wb", buffering=_BUFFER_BYTES)

@@ -12,7 +12,7 @@ from lada_secure.data.importing.conversion import (
     Read,
     UnusableRow,
     check_text,
-    needed,
+    meant,
     text_reader,
 )
 from lada_secure.data.importing.mapping import PoolMapping, TextField
@@ -55,7 +55,7 @@ class SampleConverter:
             told = json.dumps((question, choices, answer), ensure_ascii=True).encode("ascii")
             sample_id = hashlib.sha256(told).hexdigest()[: 2 * _ID_BYTES]
         else:
-            sample_id = needed(self._id(cells), self._id_field)
+            sample_id = meant(self._id(cells), self._id_field)
         return PoolSample(
             sample_id=sample_id,
             question=question,

@@ -29,9 +29,15 @@ REASONS: Final[Mapping[str, str]] = {
     "header-again": "the row repeats the header; two files were put together",
     "not-in-encoding": "bytes are no text in this encoding; name another in [source] encoding",
     "not-json": "the line is not one JSON object",
-    "key-twice": "an object has the same key twice; which value counts is unclear",
-    "cell-empty": "a cell that is needed is empty",
+    "key-twice": "an object has the same key twice, or two ways to one column as `a.b` and `b` in "
+    "`a`; which value counts is unclear",
+    "value-unreadable": "the value cannot be written as text, as a date behind the year 9999 or in "
+    "an unknown time zone",
+    "formula-without-result": "a cell is a formula and the file has no result of it; open it in a "
+    "spreadsheet program and save it again",
+    "cell-empty": "a cell that is needed is empty; bytes that are no text count as empty",
     "list-of-objects": "the cell is a list of objects; name a path in it, as note.0.text",
+    "cell-looks-missing": "the text is a word for a missing value, or an error of a spreadsheet",
     "cell-too-long": "a cell has more than 64 KiB, more than a record may have",
     "value-unknown": "the value is not in the table `values` of the mapping",
     "template-failed": "a filter of the template cannot read the value",
@@ -102,6 +108,18 @@ class ListOfObjects(str):
     __slots__ = ()
 
 
+class Unclear(str):
+    """A cell that cannot be used. reason: of `REASONS`; a row is rejected that needs the cell."""
+
+    __slots__ = ("reason",)
+    reason: str
+
+    def __new__(cls, reason: str) -> Unclear:
+        made = super().__new__(cls)
+        made.reason = reason
+        return made
+
+
 class KeyTwice(ValueError):
     """An object with the same key twice."""
 
@@ -119,10 +137,12 @@ def text_of(value: object) -> str | None:
 
     Text as it is; dates and times in ISO 8601; true and false; decimals with all their digits;
     floats with the fewest digits that read back the same, whole ones without a point, NaN as "nan";
-    lists and objects as JSON, empty ones as nothing.
+    lists and objects as JSON, empty ones as nothing. Bytes are pictures and the like: nothing.
     """
-    if value is None or isinstance(value, str):
-        return value or None
+    if isinstance(value, str):
+        return value if value or isinstance(value, Unclear) else None
+    if _is_nothing(value):
+        return None
     if isinstance(value, bool):
         return "true" if value else "false"
     if isinstance(value, Decimal):
@@ -135,12 +155,51 @@ def text_of(value: object) -> str | None:
     if isinstance(value, datetime.date | datetime.time):
         return value.isoformat()
     if isinstance(value, list | tuple | dict):
-        if not value:
-            return None
         text = json.dumps(value, ensure_ascii=False, default=text_of)
         listed = not isinstance(value, dict) and any(isinstance(one, Mapping) for one in value)
         return ListOfObjects(text) if listed else text
     return str(value)
+
+
+def _is_nothing(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(one is None or isinstance(one, bytes) for one in value)
+    return value in (None, {}) or isinstance(value, bytes | bytearray | memoryview)
+
+
+def flat_row(line: int, value: Mapping[str, object], needed: frozenset[str]) -> Row | Reject:
+    """A nested object as a row of the cells that are needed.
+
+    Args: needed: columns; of none of them, the row has all: that is how a file is looked at.
+    Raises: RecursionError: nested too deep.
+    """
+    cells = flat_cells(value)
+    if needed:
+        return checked_row(line, {name: cells.get(name) for name in needed})
+    return checked_row(
+        line, {name: None if isinstance(one, Unclear) else one for name, one in cells.items()}
+    )
+
+
+def checked_row(line: int, cells: Cells) -> Row | Reject:
+    """A row, unless a cell of it is no text."""
+    for name, text in cells.items():
+        if isinstance(text, Unclear):
+            return Reject(line, text.reason, name)
+        if text is not None and not is_text(text):
+            return Reject(line, "not-in-encoding", name)
+    return Row(line, cells)
+
+
+def is_text(text: str) -> bool:
+    """Whether every character could be written to a file again; half a character could not."""
+    if text.isascii():
+        return True
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def flat_cells(value: Mapping[str, object]) -> dict[str, str | None]:
@@ -160,7 +219,8 @@ def _flatten(value: Mapping[str, object], prefix: str, cells: dict[str, str | No
         if isinstance(inner, Mapping):
             _flatten(inner, f"{name}.", cells)
             continue
-        cells[name] = text_of(inner)
+        text = text_of(inner)
+        cells[name] = text if cells.get(name, text) == text else Unclear("key-twice")
         if isinstance(inner, list):
             for place, element in enumerate(inner[:_NUMBERED]):
                 if isinstance(element, Mapping):

@@ -18,6 +18,7 @@ from lada_secure.data.importing.conversion import (
     Converter,
     check_constants,
 )
+from lada_secure.data.importing.databases import is_database
 from lada_secure.data.importing.mapping import Mapping as Settings
 from lada_secure.data.importing.mapping import parse_mapping
 from lada_secure.data.importing.outputs import (
@@ -163,7 +164,7 @@ def _check_apart(request: ImportRequest) -> None:
 
 def shown_source(source: str) -> str:
     """A source's name for messages; an address may hold a password."""
-    return source if "://" not in source else "the query"
+    return "the query" if is_database(source) else source
 
 
 def too_many_rejected(

@@ -7,18 +7,21 @@ number format is 7. Dates are days or moments in ISO 8601, formulas are their la
 from __future__ import annotations
 
 import datetime
-import zipfile
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, Final
+from xml.etree import ElementTree
 
+from lada_secure.data.importing.delimited import is_header
 from lada_secure.data.importing.mapping import SourceSettings
 from lada_secure.data.importing.rows import Reject, Row, Source, text_of
-from lada_secure.errors import ParameterError, TransportError
+from lada_secure.errors import LadaError, ParameterError, TransportError
 
-# Of a workbook that is damaged inside, found only while it is read.
-_DAMAGED = (zipfile.BadZipFile, KeyError, ValueError, SyntaxError, EOFError, OSError)
+_FORMULA: Final = re.compile(rb"<(?:\w+:)?f[\s/>]")
+_CHUNK: Final = 1024 * 1024
 
 
 def open_workbook(path: Path, settings: SourceSettings) -> Source:
@@ -27,6 +30,25 @@ def open_workbook(path: Path, settings: SourceSettings) -> Source:
     Raises: ParameterError: openpyxl is missing, no such workbook, several sheets and none named, no
         header, one name twice.
     """
+    with _opened(path) as book:
+        # A sheet that is one chart has no rows.
+        sheets = [one.title for one in book.worksheets]
+        sheet = _sheet_name(sheets, path, settings)
+        names = _header(_values(book[sheet]), path, settings)
+
+    def read(needed: frozenset[str]) -> Iterator[Row | Reject]:
+        with _opened(path) as book:
+            _check_results(book[sheet]._get_source, names, needed, path)
+            yield from _rows(_values(book[sheet]), names, settings, needed)
+
+    # Without its name: what is said here stands in the report that others may see.
+    said = f"Excel, one of {len(sheets)} sheet(s), {len(names)} columns"
+    return Source(columns=tuple(name for name in names if name), said=(said,), read=read)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The workbook. Raises: ParameterError, TransportError: whatever happens while it is read."""
     try:
         import openpyxl
     except ImportError as error:
@@ -35,33 +57,27 @@ def open_workbook(path: Path, settings: SourceSettings) -> Source:
         ) from error
     try:
         book = openpyxl.load_workbook(path, read_only=True, data_only=True)
-    except (*_DAMAGED, openpyxl.utils.exceptions.InvalidFileException) as error:
+        try:
+            yield book
+        finally:
+            book.close()
+    except LadaError:
+        raise
+    except OSError as error:
+        raise TransportError(f"cannot read {path}: {error.strerror}") from error
+    except Exception as error:
+        # openpyxl has no error of its own for most of what a damaged workbook does to it.
         raise ParameterError(
             f"cannot read {path} as .xlsx ({type(error).__name__}); save it again as .xlsx or CSV"
         ) from error
-    try:
-        sheet = _sheet_name(book.sheetnames, path, settings)
-        names = _header(_values(book[sheet]), path, settings)
-    finally:
-        book.close()
-
-    def read(needed: frozenset[str]) -> Iterator[Row | Reject]:
-        opened = openpyxl.load_workbook(path, read_only=True, data_only=True)
-        try:
-            yield from _rows(_values(opened[sheet]), names, settings, needed)
-        except _DAMAGED as error:
-            raise TransportError(f"cannot read {path} on ({type(error).__name__})") from error
-        finally:
-            opened.close()
-
-    said = f"Excel, sheet {sheet!r}, {len(names)} columns"
-    return Source(columns=tuple(name for name in names if name), said=(said,), read=read)
 
 
 def _sheet_name(names: list[str], path: Path, settings: SourceSettings) -> str:
     if settings.sheet is None and len(names) == 1:
         return names[0]
     if settings.sheet not in names:
+        if not names:
+            raise ParameterError(f"{path}: has no sheet with rows")
         raise ParameterError(
             f"{path}: has the sheets {', '.join(names)}; name one as [source] sheet (`lada data "
             f"map`: --sheet){'' if settings.sheet is None else f', got {settings.sheet!r}'}"
@@ -80,6 +96,64 @@ def _values(sheet: Any) -> Iterator[tuple[Any, ...]]:
     # What a workbook says of its own size is often wrong.
     sheet.reset_dimensions()
     yield from sheet.iter_rows(values_only=True)
+
+
+def _check_results(
+    open_xml: Callable[[], IO[bytes]],
+    names: list[str | None],
+    needed: frozenset[str],
+    path: Path,
+) -> None:
+    """Raises: ParameterError: a cell that is needed is a formula, and the file has no result of it.
+
+    Programs that write workbooks leave results out, and such a cell looks like an empty one.
+    """
+    with open_xml() as xml:
+        if not _holds(xml, _FORMULA):
+            return
+    with open_xml() as xml:
+        for row, column in _without_result(xml):
+            name = names[column - 1] if column <= len(names) else None
+            if name in needed:
+                raise ParameterError(
+                    f"{path}:{row}: column {name!r} is a formula whose result is not in the file; "
+                    "open it in a spreadsheet program and save it again. Nothing was imported"
+                )
+
+
+def _holds(file: IO[bytes], sign: re.Pattern[bytes]) -> bool:
+    end = b""
+    while chunk := file.read(_CHUNK):
+        if sign.search(end + chunk):
+            return True
+        end = chunk[-_CHUNK // 64 :]
+    return False
+
+
+def _without_result(xml: IO[bytes]) -> Iterator[tuple[int, int]]:
+    """Row and column, from 1, of every formula without a result."""
+    row = column = 0
+    # Entities that grow are refused by expat itself, and openpyxl has read the file before.
+    for event, element in ElementTree.iterparse(xml, events=("start", "end")):  # noqa: S314
+        kind = element.tag.rpartition("}")[2]
+        if kind == "row" and event == "start":
+            row, column = int(element.get("r", row + 1)), 0
+        elif kind == "row":
+            element.clear()
+        elif kind == "c" and event == "end":
+            column = _place(element.get("r", ""), column + 1)
+            inner = {one.tag.rpartition("}")[2]: one.text for one in element}
+            # An empty text that was calculated is a result, and says that it is a text.
+            if "f" in inner and not inner.get("v") and element.get("t") != "str":
+                yield row, column
+
+
+def _place(reference: str, expected: int) -> int:
+    """The column of a reference, as 28 of AB7."""
+    place = 0
+    for letter in reference.rstrip("0123456789").upper():
+        place = 26 * place + ord(letter) - ord("A") + 1
+    return place or expected
 
 
 def _header(
@@ -120,7 +194,7 @@ def _rows(
             continue
         found = dict(zip(names, values, strict=False))
         texts = {name: _text(value) for name, value in found.items() if name in needed}
-        if [_text(value) for value in values[: len(names)]] == names:
+        if is_header([_text(value) for value in values[: len(names)]], names):
             yield Reject(line, "header-again")
         else:
             yield Row(line, {**cells, **texts})

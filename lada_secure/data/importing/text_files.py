@@ -92,24 +92,13 @@ def _line_ends(raw: bytes) -> str:
 def open_text(path: Path, form: TextForm) -> TextIO:
     """Open a file so that line ends stay as they are and bytes that are no text can be told.
 
-    Such bytes become lone surrogates, which no proper text holds (PEP 383); see `is_text`.
+    Such bytes become lone surrogates, which no proper text holds (PEP 383); see `rows.is_text`.
     """
     errors = "strict" if _family(form.encoding).startswith(("utf-16", "utf-32")) else None
     try:
         return path.open(encoding=form.encoding, errors=errors or "surrogateescape", newline="")
     except OSError as error:
         raise ParameterError(f"cannot read {path}: {error.strerror}") from error
-
-
-def is_text(text: str) -> bool:
-    """Whether every character could be written to a file again."""
-    if text.isascii():
-        return True
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def lines_of(file: TextIO, path: Path) -> Iterator[str]:

@@ -131,3 +131,14 @@ def test_warnings_are_on_the_screen() -> None:
     Path("c.csv").write_text("unit,question,answer\n7,Q?,a\n007,R?,b\n", encoding="utf-8")
     done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o")
     assert "warning: 2 units may be one person with another one" in done.stderr
+
+
+@pytest.mark.parametrize("name", ["records.jsonl", "held-out.jsonl", "rejects.csv"])
+def test_a_folder_in_a_files_place_is_found_before_anything_is_written(
+    name: str, folder: Path
+) -> None:
+    (folder / "o" / name).mkdir(parents=True)
+    done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o", "--most-rejects", "0.5")
+    assert status(done) == 2
+    assert f"{name}: expected a file" in str(done.exception)
+    assert [one.name for one in (folder / "o").iterdir()] == [name]

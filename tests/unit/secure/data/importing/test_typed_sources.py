@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import sqlite3
 import traceback
+import zipfile
 from decimal import Decimal
 from pathlib import Path
 
@@ -52,6 +53,9 @@ def cells(path: Path | str, settings: SourceSettings | None = None) -> list[dict
         (datetime.datetime(2025, 3, 4), "2025-03-04 00:00:00"),
         (["a", 1, None], '["a", 1, null]'),
         ([DAY], '["2025-03-04"]'),
+        (b"p1", None),
+        ([b"p1", None], None),
+        ([{"bytes": b"p1", "path": "x"}], '[{"bytes": null, "path": "x"}]'),
     ],
 )
 def test_a_typed_value_has_one_text(value: object, text: str | None) -> None:
@@ -162,6 +166,54 @@ def test_an_excel_header_that_is_none_is_refused(
         open_source(str(workbook(tmp_path / "c.xlsx", *rows)), SourceSettings())
 
 
+def test_excel_asks_for_results_of_formulas_that_are_needed_alone(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "c.xlsx", ("a", "b"), ("x", "=A2"), ("y", "z"))
+    source = open_source(str(path), SourceSettings())
+    assert [row.line for row in source.read(frozenset({"a"}))] == [2, 3]
+    with pytest.raises(ParameterError, match=r"c\.xlsx:2: column 'b' is a formula"):
+        list(source.read(frozenset({"a", "b"})))
+    # As spreadsheet programs write an empty text that was calculated.
+    with_results(path, b"<v />", b"<v></v>", b'<c r="B2"', b'<c r="B2" t="str"')
+    assert cells(path) == [{"a": "x", "b": None}, {"a": "y", "b": "z"}]
+    with_results(path, b"<v></v>", b"<v>x</v>")
+    assert cells(path) == [{"a": "x", "b": "x"}, {"a": "y", "b": "z"}]
+
+
+def with_results(path: Path, *changes: bytes) -> None:
+    """Changes parts of the sheet's XML, each given before and after."""
+    with zipfile.ZipFile(path) as book:
+        parts = {name: book.read(name) for name in book.namelist()}
+    sheet = parts["xl/worksheets/sheet1.xml"]
+    for before, after in zip(changes[::2], changes[1::2], strict=True):
+        assert before in sheet
+        sheet = sheet.replace(before, after)
+    with zipfile.ZipFile(path, "w") as book:
+        for name, raw in (parts | {"xl/worksheets/sheet1.xml": sheet}).items():
+            book.writestr(name, raw)
+
+
+def test_a_damaged_sheet_is_the_files_fault_and_its_name_is_in_no_report(tmp_path: Path) -> None:
+    path = workbook(tmp_path / "c.xlsx", ("a",), ("x",), sheets=("Dr. Meier",))
+    source = open_source(str(path), SourceSettings())
+    assert "Meier" not in " ".join(source.said)
+    with_results(path, b"</row></sheetData>", b"</row></sheet>")
+    with pytest.raises(ParameterError, match=r"cannot read .* as \.xlsx"):
+        list(source.read(frozenset({"a"})))
+
+
+def test_a_value_without_a_text_is_its_rows_fault_wherever_it_lies(tmp_path: Path) -> None:
+    far = pa.array([0, 10**7], pa.int32()).view(pa.date32())
+    table = pa.table({"id": ["1", "2"], "visit": pa.StructArray.from_arrays([far], ["day"])})
+    pq.write_table(table, tmp_path / "c.parquet")
+    source = open_source(str(tmp_path / "c.parquet"), SourceSettings())
+    row, rejected = source.read(frozenset({"id", "visit.day"}))
+    assert isinstance(row, Row)
+    assert row.cells == {"id": "1", "visit.day": "1970-01-01"}
+    assert rejected == Reject(2, "value-unreadable", "visit.day")
+    assert [one.line for one in source.read(frozenset())] == [1, 2]
+    assert [one.line for one in source.read(frozenset({"id"}))] == [1, 2]
+
+
 @pytest.fixture
 def database(tmp_path: Path) -> str:
     base = sqlite3.connect(tmp_path / "c.sqlite")
@@ -185,6 +237,7 @@ def test_a_query_gives_texts_and_may_hold_colons(database: str) -> None:
     [
         (None, "names no query"),
         ("SELECT * FROM nothing", "was refused"),
+        ("SELECT id FROM c; DROP TABLE c", "one statement at a time"),
         ("SELECT id, id FROM c", "two columns are called 'id'"),
         ("DELETE FROM c RETURNING id", "begins with SELECT or WITH"),
         ("-- SELECT\nUPDATE c SET id = 1 RETURNING id", "begins with SELECT or WITH"),
@@ -264,6 +317,8 @@ def test_a_cell_that_is_no_text_is_one_rows_fault_and_in_no_message(tmp_path: Pa
         "postgresql+psycopg://u:pa@SECRETPW@h/db",
         "postgresql+psycopg://u:pa@ss:SECRETPW@h/db",
         "nosuch://u:SECRETPW@h/db",
+        "postgresql:/u:SECRETPW@h/db",
+        "postgresql+psycopg:u:SECRETPW@h/db",
     ],
 )
 def test_an_address_is_in_no_message_however_it_is_wrong(
