@@ -10,15 +10,16 @@ import json
 import logging
 import signal
 import sys
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from importlib.metadata import entry_points
-from typing import Annotated, TypeAlias
+from typing import Annotated, NoReturn, TypeAlias
 
 import typer
 from rich.console import Console
 
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, TransportError
 
 LOG = logging.getLogger(__name__)
 GROUP = "lada.commands"
@@ -72,16 +73,34 @@ def resumable() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of the console script. Exit status: 0 done, 1 failed run, 2 caller's mistake."""
+    """Entry point of the console script.
+
+    Exit status: 0 done, 1 failed run, 2 caller's mistake, 130 stopped by Ctrl-C.
+    """
+    # Of libraries; what this project has to say is logged or printed.
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
     try:
         # Usage errors, --help and interrupts end inside, each with its own exit status.
         build_app()()
     except LadaError as error:
-        # Imported here: settings and formats are for commands that run.
-        from lada_secure.logs import tell_failure
+        _end(error)
+    except KeyboardInterrupt:
+        # Before a command has begun: its packages are still being loaded.
+        sys.exit(128 + signal.SIGINT)
+    except OSError as error:
+        # A screen that is full, a folder that may not be entered, a name too long: no defect.
+        LOG.debug("", exc_info=error)
+        what = "standard output" if error.filename is None else error.filename
+        _end(TransportError(f"{what}: {error.strerror or error}"))
 
-        if not tell_failure(error):
-            Console(stderr=True, soft_wrap=True).print(
-                f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
-            )
-        sys.exit(error.exit_status)
+
+def _end(error: LadaError) -> NoReturn:
+    # Imported here: settings and formats are for commands that run.
+    from lada_secure.logs import tell_failure
+
+    if not tell_failure(error):
+        Console(stderr=True, soft_wrap=True).print(
+            f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
+        )
+    sys.exit(error.exit_status)

@@ -80,6 +80,24 @@ def _row(**changes: Any) -> dict[str, Any]:
     return {**row, **changes}
 
 
+FHIR = {
+    "unit": "subject",
+    "question": "note",
+    "choices": None,
+    "answer": {"template": "{{ row['code.text'] | default(row['code.coding.0.display']) }}"},
+}
+
+
+def _condition(record_id: str, code: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "resourceType": "Condition",
+        "id": record_id,
+        "subject": f"Patient/{record_id}",
+        "note": "What is it?",
+        "code": code,
+    }
+
+
 def _workbook(name: str, *rows: tuple[object, ...], **more: Any) -> Awkward:
     book, written = openpyxl.Workbook(), io.BytesIO()
     for row in (tuple(HEAD.strip().split(",")), *rows):
@@ -250,6 +268,9 @@ CASES: tuple[Awkward, ...] = (
     Awkward("a JSON list that breaks off", json.dumps([_row(), _row(id="2")], indent=1)[:-30].encode(), file="cases.json", refused="this is not JSON"),
     Awkward("a JSON object around the list", json.dumps({"total": 2, "rows": [_row(), _row(id="2", answer="no")]}).encode(), file="cases.json", source={"at": "rows"}, records=BOTH),
     Awkward("a JSON list that is somewhere else", json.dumps({"rows": [_row()]}).encode(), file="cases.json", refused="cases.json:1: expected a list"),
+    # FHIR, as the ready mapping reads it.
+    _lines("conditions behind a thousand other resources", *({"resourceType": "Patient", "id": f"q{n}"} for n in range(1001)), _condition("1", {"text": "flu"}), record=FHIR, source={"only": {"resourceType": "Condition"}}, records=(("1", "flu"),)),
+    _lines("conditions with a text and no code", _condition("1", {"text": "flu"}), _condition("2", {"text": "gout"}), record=FHIR, records=(("1", "flu"), ("2", "gout"))),
     # Typed cells.
     _workbook("Excel with a sheet that is a chart", ("1", "p1", "Is it flu?", "yes", "no", "yes"), records=FIRST),
     _workbook("a formula without its result", ("1", "p1", "Is it flu?", "yes", "no", "yes"), ("2", "p2", "Is it gout?", "yes", "no", "=E3"), refused="cases.xlsx:3: column 'answer' is a formula"),

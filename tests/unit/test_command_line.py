@@ -52,6 +52,40 @@ def test_help_names_every_group_and_the_first_command(tmp_path: Path) -> None:
         assert group in done.stdout
 
 
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [
+        (
+            "lada data import c.csv --mapping m.toml --out o > /dev/full",
+            "standard output: No space",
+        ),
+        ("lada init site x <&-", "missing; name them"),
+        ("mkfifo p.parquet; lada data import p.parquet --mapping m.toml --out o", "a regular file"),
+        (f"lada data import c.csv --mapping m.toml --out {'x' * 300}", "File name too long"),
+        (f"lada data import {'x' * 300}.csv --mapping m.toml --out o", "File name too long"),
+    ],
+)
+def test_what_the_system_refuses_is_one_message(command: str, told: str, tmp_path: Path) -> None:
+    (tmp_path / "c.csv").write_text("unit,question,answer\np1,Q?,a\n", encoding="utf-8")
+    (tmp_path / "m.toml").write_text(
+        'format = "lada-mapping/1"\n[record]\nunit = "unit"\nquestion = "question"\n'
+        'answer = "answer"\n',
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        ["bash", "-c", command.replace("lada", str(LADA))],
+        cwd=tmp_path,
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode in (1, 2)
+    assert "Traceback" not in done.stderr
+    assert told in done.stderr
+
+
 def test_help_does_not_load_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lada_secure.cli import build_app\nimport typer\n"

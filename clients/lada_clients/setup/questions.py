@@ -74,7 +74,8 @@ def prompt(question: str, *, default: str | None = None) -> str:
 
 def has_terminal() -> bool:
     """Whether somebody can answer questions."""
-    return sys.stdin.isatty() and sys.stderr.isatty()
+    # A stream that the caller has closed is none.
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stderr))
 
 
 def _read(text: str, option: str, read: Callable[[str], T]) -> T:

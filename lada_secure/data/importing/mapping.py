@@ -72,6 +72,16 @@ class SourceSettings(_Frozen):
     inside: str = ""
     only: dict[str, str] = Field(default_factory=dict)
 
+    @model_validator(mode="after")
+    def _signs_apart(self) -> SourceSettings:
+        for name in ("delimiter", "quote"):
+            if (getattr(self, name) or "-") in "\r\n":
+                raise ValueError(f"{name}: expected a sign within a line, got a line end")
+        # The file's name may say the delimiter.
+        if self.quote and self.quote in (self.delimiter or ",\t"):
+            raise ValueError(f"quote: expected another sign than the delimiter, got {self.quote!r}")
+        return self
+
 
 class TextField(_Frozen):
     """Where a text comes from: exactly one of a column, a constant and a template.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -30,7 +30,7 @@ from lada_secure.data.importing.pool_conversion import SampleConverter
 from lada_secure.data.importing.progress import LOOKED_AT, Progress
 from lada_secure.data.importing.rows import REASONS, Reject, Row
 from lada_secure.data.importing.run import ImportRefused, beside, shown_source, too_many_rejected
-from lada_secure.data.importing.sources import open_source, rows_with
+from lada_secure.data.importing.sources import is_wanted, open_source, rows_with
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import PoolSample, parse_pool, pool_hash, sample_line
 from lada_secure.errors import ParameterError
@@ -66,10 +66,14 @@ def run_pool_import(request: PoolRequest, *, progress: Progress) -> dict[str, An
     mapping = parse_pool_mapping(raw, where=str(request.mapping))
     check_constants(mapping.record)
     source = open_source(request.source, mapping.source)
+    only = mapping.source.only
     rows = rows_with(
-        source, mapping.columns(), spared=mapping.spared(), where=shown_source(request.source)
+        source,
+        mapping.columns(),
+        spared=mapping.spared(),
+        only=only,
+        where=shown_source(request.source),
     )
-    only = tuple(mapping.source.only.items())
     with OutputFolder(request.out) as out:
         # In the order in which they take their names: the pool last.
         for name in (POOL_REJECTS, POOL_ALIKE, POOL):
@@ -123,7 +127,7 @@ class _Taking:
     def __init__(
         self,
         converter: SampleConverter,
-        only: Sequence[tuple[str, str]],
+        only: Mapping[str, str],
         out: OutputFolder,
         progress: Progress,
     ) -> None:
@@ -161,7 +165,7 @@ class _Taking:
         if isinstance(row, Reject):
             self._reject(row)
             return
-        if any(row.cells.get(name) != is_ for name, is_ in self._only):
+        if not is_wanted(row, self._only):
             self.passed_over += 1
             return
         found = self._converter.convert(row)

@@ -36,15 +36,17 @@ from lada_secure.data.importing.progress import Progress
 from lada_secure.data.importing.reports import DEFAULT_STEP, Figures, NearCounts, report
 from lada_secure.data.importing.rows import Reject, Row
 from lada_secure.data.importing.seen import Seen
-from lada_secure.data.importing.sources import open_source, rows_with
+from lada_secure.data.importing.sources import is_wanted, open_source, rows_with
 from lada_secure.data.importing.splits import is_held_out, read_salt, salt_path, unit_digest
 from lada_secure.data.record_faults import MAX_LINE_BYTES
 from lada_secure.data.records import Record, parse_records, read_pool, record_line
 from lada_secure.data.unit_ids import canonical_unit, is_placeholder, likeness
-from lada_secure.errors import LadaError
+from lada_secure.errors import LadaError, TransportError
 from lada_secure.storage.whole_files import read_file
 
 _CHUNK: Final = 512
+# Of a line that is no record, whoever has written it.
+_NO_RECORD: Final = (ValueError, KeyError, TypeError, AttributeError, RecursionError)
 # What a text may hold without being meant so; it is counted and kept.
 _LOOKS: Final = {
     "look like HTML": re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|&(?:[a-z]{2,8}|#[0-9]{1,6});"),
@@ -104,7 +106,11 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
     pool = () if request.pool is None else read_pool(request.pool)
     source = open_source(request.source, mapping.source)
     rows = rows_with(
-        source, mapping.columns(), spared=mapping.spared(), where=shown_source(request.source)
+        source,
+        mapping.columns(),
+        spared=mapping.spared(),
+        only=mapping.source.only,
+        where=shown_source(request.source),
     )
     salt = read_salt(salt_path(request.mapping))
     moved = _held_out_no_more(
@@ -142,16 +148,20 @@ def run_import(request: ImportRequest, *, progress: Progress) -> dict[str, Any]:
 
 def _held_out_no_more(earlier: Path, salt: bytes, *, share: float, progress: Progress) -> int:
     """How many people an earlier import has held out and this one trains on, if they come again."""
-    if not earlier.exists():
-        return 0
     digests = set()
-    with earlier.open("rb") as file:
-        # Line by line: such a file may be as large as an import.
-        for at, line in enumerate(file):
-            if at % _CHUNK == 0:
-                progress(at, "earlier held-out records looked at")
-            with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-                digests.add(unit_digest(canonical_unit(json.loads(line)["unit"]), salt=salt))
+    try:
+        with earlier.open("rb") as file:
+            # Line by line: such a file may be as large as an import.
+            for at, line in enumerate(file):
+                if at % _CHUNK == 0:
+                    progress(at, "earlier held-out records looked at")
+                with contextlib.suppress(*_NO_RECORD):
+                    digests.add(unit_digest(canonical_unit(json.loads(line)["unit"]), salt=salt))
+    except (FileNotFoundError, NotADirectoryError, IsADirectoryError):
+        # What is in the way of writing is told when it comes to that.
+        return 0
+    except OSError as error:
+        raise TransportError(f"cannot read {earlier}: {error.strerror}") from error
     return sum(not is_held_out(one, share=share) for one in digests)
 
 
@@ -240,7 +250,6 @@ class _Writing:
     ) -> None:
         self._mapping, self._salt, self._out, self._seen = mapping, salt, out, seen
         self._progress = progress
-        self._only = tuple(mapping.source.only.items())
         self._converter = Converter(mapping, key=salt)
         self._rows = self._passed_over = self.records = self._held_out = 0
         self._reasons: Counter[str] = Counter()
@@ -267,7 +276,7 @@ class _Writing:
         )
 
     def _wanted(self, row: Row | Reject) -> bool:
-        if isinstance(row, Reject) or all(row.cells.get(name) == is_ for name, is_ in self._only):
+        if isinstance(row, Reject) or is_wanted(row, self._mapping.source.only):
             return True
         self._passed_over += 1
         return False

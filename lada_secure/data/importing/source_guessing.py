@@ -49,7 +49,7 @@ def guessed_source(
             f"--sheet: is for a workbook or a saved dataset, and {source} is none; leave it out"
         )
     path = Path(source)
-    if kind not in ("csv", "json", "jsonl") or not path.is_file():
+    if kind not in ("csv", "json", "jsonl"):
         return SourceSettings()
     encoding = _encoding(path, notes)
     if kind == "csv":

@@ -14,6 +14,7 @@ from lada_secure.data.importing.json_files import open_json_lines, open_json_lis
 from lada_secure.data.importing.mapping import Kind, SourceSettings
 from lada_secure.data.importing.rows import Reject, Row, Source
 from lada_secure.data.importing.spreadsheets import open_workbook
+from lada_secure.data.importing.text_files import check_there
 from lada_secure.errors import ParameterError
 
 _KINDS: Final[Mapping[str, Kind]] = {
@@ -59,8 +60,7 @@ def open_source(source: str, settings: SourceSettings) -> Source:
     if kind == "sql":
         return open_query(source, settings)
     path = Path(source)
-    if not path.exists():
-        raise ParameterError(f"{path}: there is no such file")
+    check_there(path, folder=kind == "dataset")
     return _OPENERS[kind](path, settings)
 
 
@@ -88,25 +88,45 @@ _OPENERS: Final[Mapping[Kind, Callable[[Path, SourceSettings], Source]]] = {
 
 
 def rows_with(
-    source: Source, needed: frozenset[str], *, spared: frozenset[str], where: str
+    source: Source,
+    needed: frozenset[str],
+    *,
+    spared: frozenset[str],
+    only: Mapping[str, str],
+    where: str,
 ) -> Iterator[Row | Reject]:
     """The rows of a source that has the columns a mapping needs.
 
-    Args: spared: needed ones that may be in no row, where only rows tell. where: the source's name,
-        for messages.
+    Args: spared: needed ones that may be in no row, where only rows tell. only: see `is_wanted`.
+        where: the source's name, for messages.
     Raises: ParameterError: a column is not there; of nested rows, in none of the first 1,000.
     """
     if source.columns is not None:
-        _check(needed, source.columns, where)
+        hint = (
+            ". Is there a header, and does it stand in the first line? [source] skip_lines says "
+            "how many stand above it"
+        )
+        _check(needed, source.columns, where, hint)
         return source.read(needed)
-    looked = list(itertools.islice(source.read(frozenset()), LOOKED_AT))
-    there = {name for row in looked if isinstance(row, Row) for name in row.cells}
+    looked = itertools.islice(source.read(frozenset()), LOOKED_AT)
+    there = {
+        name
+        for row in looked
+        if isinstance(row, Row) and is_wanted(row, only)
+        for name in row.cells
+    }
+    # Where none of the first rows is meant, they say nothing about those that are.
     if there:
-        _check(needed - spared, sorted(there), where)
+        _check(needed - spared, sorted(there), where, "; a path of nested keys is as code.text")
     return source.read(needed)
 
 
-def _check(needed: frozenset[str], there: Iterable[str], where: str) -> None:
+def is_wanted(row: Row, only: Mapping[str, str]) -> bool:
+    """Whether a row is of those that a mapping reads: [source] only."""
+    return all(row.cells.get(name) == value for name, value in only.items())
+
+
+def _check(needed: frozenset[str], there: Iterable[str], where: str, hint: str) -> None:
     names = list(there)
     for column in sorted(needed - set(names)):
         near = difflib.get_close_matches(column, names, n=3)
@@ -114,11 +134,6 @@ def _check(needed: frozenset[str], there: Iterable[str], where: str) -> None:
         told = ", ".join(repr(name[:40]) for name in near)
         raise ParameterError(
             f"{where}: has no column {column!r}, which the mapping names; "
-            + (
-                f"near it are {told}"
-                if near
-                else f"it has {len(names)} others. Is there a header, and does it stand in the "
-                "first line? [source] skip_lines says how many stand above it"
-            )
+            + (f"near it are {told}" if near else f"it has {len(names)} others{hint}")
             + ". `lada data map` shows the columns"
         )

@@ -22,8 +22,14 @@ _SALT_BYTES: Final = 32
 
 
 def salt_path(mapping: Path) -> Path:
-    """Where the salt of a mapping lies: beside it, as `mapping.salt` of `mapping.toml`."""
-    return mapping.with_suffix(".salt")
+    """Where the salt of a mapping lies: beside it, as `mapping.salt` of `mapping.toml`.
+
+    Raises: ParameterError: the mapping has the name of its salt.
+    """
+    salt = mapping.with_suffix(".salt")
+    if salt == mapping:
+        raise ParameterError(f"{mapping}: is called like a salt; call the mapping .toml")
+    return salt
 
 
 def read_salt(path: Path) -> bytes:

@@ -9,11 +9,12 @@ fill the memory of whoever imports by it.
 from __future__ import annotations
 
 import hashlib
+import inspect
 import re
 import unicodedata
 from collections.abc import Mapping
 from datetime import datetime
-from functools import lru_cache
+from functools import lru_cache, wraps
 from typing import Any, Final
 
 from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
@@ -56,6 +57,7 @@ _OWN: Final = ("after", "before", "date", "hash", "number", "plain_id", "referen
 _TAKEN: Final = frozenset({"self", "super", "loop", "caller", "varargs", "kwargs"})
 MAX_TEXT_CHARACTERS: Final = 64 * 1024
 _GUARDS: Final = ("defined", "undefined", "default", "d")
+_MEMBERSHIP: Final = ("in", "notin")
 _TESTS: Final = ("defined", "undefined", "in", "eq", "equalto", "==", "ne", "!=")
 
 
@@ -205,6 +207,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
 def _defined(read: Any) -> Any:
     """A filter that says of an empty cell that it is empty, and not that it is unreadable."""
 
+    @wraps(read)
     def checked(text: object, *args: object, **kwargs: object) -> object:
         if isinstance(text, Undefined):
             str(text)
@@ -237,10 +240,13 @@ class RowTemplate:
         try:
             parsed = environment.parse(text)
             self.columns = tuple(sorted(_columns(parsed, text)))
-            self.needed = frozenset(self.columns) - _guarded(parsed)
+            self.needed = _needed(parsed)
             self.filters = frozenset(one.name for one in parsed.find_all(nodes.Filter))
             self._template = environment.from_string(parsed)
-        except (TemplateError, RecursionError) as error:
+            _check_calls(parsed, environment.filters)
+        except (SyntaxError, RecursionError) as error:
+            raise ParameterError("template: nested too deep; say it in fewer steps") from error
+        except TemplateError as error:
             raise ParameterError(f"template: {error}{_odd_name(text)}") from error
 
     def fill(self, cells: Mapping[str, str | None]) -> str:
@@ -299,12 +305,49 @@ def _columns(parsed: nodes.Template, text: str) -> set[str]:
     return found
 
 
-def _guarded(parsed: nodes.Template) -> frozenset[str]:
-    tested: list[nodes.Node | None] = []
-    tested += [one.node for one in parsed.find_all(nodes.Test) if one.name in _GUARDS]
-    tested += [one.node for one in parsed.find_all(nodes.Filter) if one.name in _GUARDS]
-    names = {one.name for one in tested if isinstance(one, nodes.Name)}
-    return frozenset(names | {_of_row(one) for one in tested if isinstance(one, nodes.Getitem)})
+def _needed(node: nodes.Node) -> frozenset[str]:
+    """The columns without which a part of a template cannot be filled, whatever the others hold."""
+    if isinstance(node, nodes.Name):
+        return frozenset() if node.name == ROW else frozenset({node.name})
+    if isinstance(node, nodes.Getitem):
+        return frozenset({_of_row(node)})
+    if isinstance(node, nodes.If):
+        rest: nodes.Node = nodes.Template([*node.else_])
+        for branch in reversed(node.elif_):
+            rest = nodes.If(branch.test, branch.body, [], [rest])
+        return _needed(node.test) | (_needed(nodes.Template([*node.body])) & _needed(rest))
+    if isinstance(node, nodes.CondExpr):
+        other = frozenset() if node.expr2 is None else _needed(node.expr2)
+        return _needed(node.test) | (_needed(node.expr1) & other)
+    if isinstance(node, nodes.And | nodes.Or):
+        # What stands on the right is looked at only if the left does not decide.
+        return _needed(node.left)
+    if isinstance(node, nodes.Filter | nodes.Test) and node.name in _GUARDS:
+        guarded = node.node
+        if guarded is None or isinstance(guarded, nodes.Name | nodes.Getitem):
+            return frozenset()
+        return _needed(guarded)
+    return frozenset().union(*map(_needed, node.iter_child_nodes()))
+
+
+def _check_calls(parsed: nodes.Template, filters: Mapping[str, Any]) -> None:
+    """Raises: ParameterError: arguments that a filter does not take, or a list that is shown."""
+    for node in parsed.find_all(nodes.Filter):
+        named = {str(one.key): one.value for one in node.kwargs}
+        try:
+            inspect.signature(filters[node.name]).bind(node.node, *node.args, **named)
+        except TypeError as error:
+            raise ParameterError(
+                f"template, line {node.lineno}: the filter {node.name} does not take these "
+                f"arguments: {error}"
+            ) from error
+    compared = {id(one.expr) for one in parsed.find_all(nodes.Operand) if one.op in _MEMBERSHIP}
+    for listed in parsed.find_all((nodes.List, nodes.Tuple)):
+        if id(listed) not in compared:
+            raise ParameterError(
+                f"template, line {listed.lineno}: a list stands behind `in` alone; put texts "
+                "together as {{ a }}, {{ b }} or {{ a ~ ', ' ~ b }}"
+            )
 
 
 def _of_row(node: nodes.Getitem) -> str:

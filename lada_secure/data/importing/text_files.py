@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import codecs
+import stat
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,11 +34,25 @@ class TextForm:
     said: str
 
 
+def check_there(path: Path, *, folder: bool) -> None:
+    """Raises: ParameterError: it is not there, may not be looked at, or is something else.
+
+    A pipe can be read only once, and its second import could not give the same bytes.
+    """
+    try:
+        found = path.stat()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise ParameterError(f"{path}: there is no such file") from error
+    except OSError as error:
+        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
+    if not (stat.S_ISDIR if folder else stat.S_ISREG)(found.st_mode):
+        what = "a folder" if folder else "a regular file"
+        raise ParameterError(f"{path}: expected {what}, got something else")
+
+
 def sample(path: Path) -> bytes:
     """The beginning of a file. Raises: ParameterError: unreadable, empty, or no regular file."""
-    # A pipe can be read only once, and its second import could not give the same bytes.
-    if path.exists() and not path.is_file():
-        raise ParameterError(f"{path}: expected a regular file, got something else")
+    check_there(path, folder=False)
     try:
         with path.open("rb") as file:
             found = file.read(SAMPLE_BYTES)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -193,6 +194,8 @@ def ask(
 
 
 def _from_standard_input() -> str:
+    if sys.stdin is None:
+        raise ParameterError("question: standard input is closed; name the question as an argument")
     try:
         return typer.get_binary_stream("stdin").read(MAX_QUESTION_BYTES + 1).decode("utf-8")
     except UnicodeDecodeError as error:

@@ -142,3 +142,35 @@ def test_a_folder_in_a_files_place_is_found_before_anything_is_written(
     assert status(done) == 2
     assert f"{name}: expected a file" in str(done.exception)
     assert [one.name for one in (folder / "o").iterdir()] == [name]
+
+
+def test_an_earlier_held_out_file_may_hold_anything(folder: Path) -> None:
+    (folder / "o").mkdir()
+    (folder / "o" / "held-out.jsonl").write_text("[" * 100_000 + '\n{"unit": 5}\n[1]\n', "utf-8")
+    done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o", "--most-rejects", "0.5")
+    assert status(done) == 0
+    assert (folder / "o" / "records.jsonl").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "told"),
+    [
+        ('quote = ","', "another sign than the delimiter"),
+        ('delimiter = "|"\nquote = "|"', "another sign than the delimiter"),
+        ('delimiter = "\\n"', "a sign within a line"),
+    ],
+)
+@pytest.mark.usefixtures("folder")
+def test_signs_that_cannot_be_told_apart_are_refused(source: str, told: str) -> None:
+    Path("m.toml").write_text(f"{MAPPING}[source]\n{source}\n", encoding="utf-8")
+    done = lada("import", "c.csv", "--mapping", "m.toml", "--out", "o")
+    assert status(done) == 2
+    assert told in str(done.exception)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_mapping_that_is_called_like_a_salt_is_refused() -> None:
+    Path("m.toml").rename("m.salt")
+    done = lada("import", "c.csv", "--mapping", "m.salt", "--out", "o")
+    assert status(done) == 2
+    assert "is called like a salt" in str(done.exception)

@@ -70,6 +70,14 @@ def test_a_template_is_filled(text: str, cells: dict[str, str | None], filled: s
         "{{ a[0:3] }}",
         "{{ a if",
         "{{ " + "(" * 5_000,
+        "{% if a %}" * 120 + "x" + "{% endif %}" * 120,
+        "{{ a | number(',', '.', '!') }}",
+        "{{ a | date }}",
+        "{{ a | replace(old='x') }}",
+        "{{ a | trim(side='left') }}",
+        "{{ (a, b) }}",
+        "{{ [a, b] | default('x') }}",
+        "{% if a in [(b, c)] %}x{% endif %}",
         "x" * 10_000,
     ],
 )
@@ -125,3 +133,23 @@ def test_a_reference_to_a_second_server_or_inside_its_resource_makes_a_reject() 
     for other in ("http://lab/fhir/Patient/14", "#p1"):
         with pytest.raises(Unusable, match="template-failed"):
             template.fill({"a": other})
+
+
+@pytest.mark.parametrize(
+    ("text", "needed"),
+    [
+        ("{{ a }} {{ row['b c'] | lower }}", "a,b c"),
+        ("{{ a | default(b) }}", ""),
+        ("{{ a | trim | default(b) }}", "a"),
+        ("{% if a is defined %}{{ a }}{% else %}{{ b }}{% endif %}", ""),
+        ("{% if a is defined %}{{ a }}, {% endif %}{{ b }}", "b"),
+        ("{% if a == 'x' %}{{ b }} {{ c }}{% else %}{{ b }}{% endif %}", "a,b"),
+        ("{% if a == 'x' %}{{ b }}{% elif c %}{{ b }}{% endif %}", "a"),
+        ("{{ a if a is defined else b }}", ""),
+        ("{{ a if b in ['x', c] else a }}", "a,b,c"),
+        ("{{ a is defined and b or c }}", ""),
+        ("{{ a ~ b }}", "a,b"),
+    ],
+)
+def test_a_column_is_needed_where_no_row_can_do_without_it(text: str, needed: str) -> None:
+    assert ",".join(sorted(RowTemplate(text).needed)) == needed
