@@ -108,6 +108,7 @@ def test_a_list_from_any_64_bit_number_on_is_answered(study: RecordedStudy, tmp_
     store.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("party", PARTIES)
 def test_some_hundred_mutations_break_no_property(targets: dict[str, Target], party: str) -> None:
     rng, target = random.Random(11), targets[party]

@@ -42,6 +42,7 @@ def processes_with(text):
     return [command for command in commands if text in command]
 
 
+@pytest.mark.slow
 def test_a_plan_over_a_sites_policy_ends_the_study_with_its_reason(prepared):
     site = prepared.layout.site("site-b")
     prepared.edit(

@@ -24,6 +24,8 @@ from lada_lab.worlds.federation import build_federation
 from lada_lab.worlds.named_models import make_model
 from lada_secure.data.records import write_json_lines
 
+pytestmark = pytest.mark.slow
+
 SITES = ("hospital-a", "hospital-b", "bank")
 MACHINES = ("hub", "auditor", *SITES)
 RUNS = ("lada server run", "lada auditor run", "lada site run")
@@ -199,7 +201,6 @@ def test_what_the_pages_say_after_a_study(machines):
     assert left == {"run-a-site.md": {"Leave a study"}}
 
 
-@pytest.mark.slow
 def test_a_site_leaves_a_study_that_it_had_accepted(tmp_path):
     machines = Machines(tmp_path)
     machines.set_up()

@@ -98,6 +98,8 @@ PLANS = {
     ),
     "guided": site_plan(guide=GUIDED),
 }
+# The first has both streams in one step; what differs in the others is tried among the slow tests.
+KINDS = [pytest.param(name, marks=() if name == "together" else pytest.mark.slow) for name in PLANS]
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +148,7 @@ def two_rounds(
 BASELINE: dict[str, tuple[list[tuple[object, ...]], list[int]]] = {}
 
 
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("kind", KINDS)
 @settings(FEW, max_examples=5)
 @given(hostile=HOSTILE)
 def test_a_site_with_hostile_records_sends_and_pays_the_same_as_one_without(
@@ -255,7 +257,7 @@ ERRORS = [
 
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda one: type(one).__name__)
-@pytest.mark.parametrize("kind", PLANS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_an_error_that_one_record_provokes_ends_nothing_and_says_nothing(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -43,6 +43,7 @@ def test_the_forecast_names_what_stays_and_every_computation(settings: SiteSetti
     assert slm_memory(settings, site_plan(), FILES, ()).largest[1] <= found.largest[1]
 
 
+@pytest.mark.slow
 def test_larger_batches_take_more(settings: SiteSettings) -> None:
     more = settings.model_copy(update={"physical_batch_size": 64})
     few, many = (slm_memory(one, site_plan(), FILES, POOL) for one in (settings, more))
@@ -72,6 +73,7 @@ def test_an_slm_that_does_not_fit_is_refused_before_a_weight_is_read(
     assert "so it does not fit" in describe_slm_memory(settings, site_plan(), FILES, POOL)
 
 
+@pytest.mark.slow
 def test_one_that_just_fits_is_a_warning(
     settings: SiteSettings, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -33,6 +33,8 @@ _ALIKE = (
     # Most of their time is noise calibrated for many steps.
     *("lada-joint", "lada-pool-private"),
     "gain-top",
+    # Rivals and ablations; one of each kind stays among the quick tests.
+    *("lada-fedcollm", "lada-transfer", "lada-fedmkt", "no-valuation", "gradient-alignment"),
 )
 
 # One study of each, for all tests below.

@@ -187,6 +187,7 @@ def test_a_site_with_twenty_records_lets_no_topic_decide(
     assert_any_topic(found, at_random, "few_records")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", [{"allocation.clusters": 1}, {"world.private": 20}])
 def test_what_the_slm_lacks_still_decides_where_topics_do_not(
     change: Any, small_models: Models, solved: tuple[PoolSample, ...], tmp_path: Path
@@ -200,6 +201,7 @@ def test_what_the_slm_lacks_still_decides_where_topics_do_not(
             assert one["fallback"]["told"].endswith("that the LLM solves may be asked for")
 
 
+@pytest.mark.slow
 def test_a_healthy_pool_is_used_as_chosen(
     small_models: Models, solved: tuple[PoolSample, ...], tmp_path: Path
 ) -> None:

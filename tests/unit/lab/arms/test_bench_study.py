@@ -181,6 +181,7 @@ def test_noise_is_calibrated_to_the_epsilon_of_all_releases_together() -> None:
     assert found["trials"] == pytest.approx(found["statistics"] / 2, rel=1e-3)
 
 
+@pytest.mark.slow
 def test_the_private_learning_rate_falls_with_noise_and_is_never_above_the_one_without(
     prepared: PreparedWorld,
 ) -> None:

@@ -63,6 +63,7 @@ def test_a_forecast_is_within_a_fifth_of_what_smollm2_then_takes(changes):
         assert abs(found[part]["error_percent"]) <= 20.0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("work", ["step", "writing"])
 def test_a_small_model_takes_what_was_forecast(tiny_slm, tiny_cache, work):
     found = measure_memory(case(tiny_cache / tiny_slm.name, work=work, batch=4, length=32))

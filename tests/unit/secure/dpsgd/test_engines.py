@@ -158,7 +158,12 @@ def plainly_trained(architecture, case):
 @pytest.mark.parametrize(
     ("architecture", "case"),
     [
-        *((architecture, "all layers, margin") for architecture in ARCHITECTURES),
+        *((architecture, "all layers, margin") for architecture in ("llama", "gpt2")),
+        *(
+            pytest.param(architecture, "all layers, margin", marks=pytest.mark.slow)
+            for architecture in ARCHITECTURES
+            if architecture not in ("llama", "gpt2")
+        ),
         *((architecture, "last layer, dpo, cached") for architecture in ("llama", "gpt2")),
         ("llama", "two layers, frozen A, small cache"),
         ("llama", "cores, margin"),
@@ -167,7 +172,10 @@ def plainly_trained(architecture, case):
             for architecture in ARCHITECTURES
             if architecture != "llama"
         ),
-        *((architecture, "cores, last layer, dpo, cached") for architecture in ("llama", "gpt2")),
+        *(
+            pytest.param(architecture, "cores, last layer, dpo, cached", marks=pytest.mark.slow)
+            for architecture in ("llama", "gpt2")
+        ),
     ],
 )
 def test_without_noise_and_clipping_ten_steps_equal_plain_training(engine, architecture, case):

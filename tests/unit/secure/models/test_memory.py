@@ -40,8 +40,8 @@ PRIVACY = DpSgdParameters(
 )
 
 
-# The rehearsal of a scan takes longest: one family with such layers stays among the quick tests.
-_SCANS = {"Falcon-H1": pytest.mark.slow}
+# The rehearsal of a scan takes longest.
+_SCANS = {"Falcon-H1": pytest.mark.slow, "Mamba": pytest.mark.slow}
 
 
 @pytest.fixture(

@@ -17,7 +17,7 @@ from lada_clients.site.results.export import ExportSettings, export
 from lada_clients.site.results.study import open_study
 from lada_secure.data.forms import FORMS
 
-_QUICK = (("cloze", "chat"), ("reasoned", "plain"))
+_QUICK = (("reasoned", "plain"),)
 
 # What the card says of a question with options, by hand: no line of this project.
 CHOOSE = """
