@@ -97,6 +97,7 @@ class _Elements:
             object_pairs_hook=self._object, parse_float=str, parse_int=str, parse_constant=str
         )
         self._text, self._at, self._line, self._ended = "", 0, 1, False
+        # Whether an object of the last value has the same key twice.
         self._twice = False
 
     def rows(self) -> Iterator[Row | Reject]:
@@ -112,7 +113,7 @@ class _Elements:
                 '"entry" and inside = "resource")'
             )
         for line, value in self._list():
-            if value is None:
+            if self._twice:
                 yield Reject(line, "key-twice")
             else:
                 yield _object_row(value, line, self._settings, self._needed)
@@ -127,15 +128,15 @@ class _Elements:
             )
 
     def _list(self) -> Iterator[tuple[int, Any]]:
-        """The elements of the list that begins here, with their lines; None: a key twice in it."""
+        """The elements of the list that begins here, with their lines."""
         self._take(1)
         if self._sign() == "]":
             self._take(1)
             return
         while True:
             self._sign()
-            line, value = self._line, self._value()
-            yield line, None if self._twice else value
+            line = self._line
+            yield line, self._value()
             if self._between("]"):
                 return
 

@@ -54,6 +54,16 @@ def test_what_is_not_the_list_is_no_row_and_never_passed_over_in_silence(
         rows(tmp_path / "c.json", text, at)
 
 
+def test_what_is_no_object_and_what_has_a_key_twice_are_rejected_as_such(tmp_path: Path) -> None:
+    text = '[null,\n{"a": 1, "b": {"x": 1, "x": 2}},\n3,\n{"a": 2}]'
+    assert rows(tmp_path / "c.json", text) == [
+        Reject(1, "not-json"),
+        Reject(2, "key-twice"),
+        Reject(3, "not-json"),
+        Row(4, {"a": "2"}),
+    ]
+
+
 def test_a_list_beside_the_rows_may_be_longer_than_what_is_held(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
