@@ -96,6 +96,9 @@ def is_spreadsheet_error(text: str) -> bool:
 def is_missing_word(text: str) -> bool:
     """Whether a text of any length, in any spelling, is a word for a missing value."""
     short = text.strip()
+    # As most ids are; no word that is meant here has accents.
+    if short.isascii() and short.isalnum():
+        return short.lower() in MISSING_LIKE
     return len(short) <= _LONGEST_WORD and looks_missing(canonical_unit(short))
 
 

@@ -14,7 +14,7 @@ from lada_protocol.identity.credentials import Credentials, IdentityFile
 from lada_protocol.identity.roster import Roster
 from lada_protocol.party_files import PartySettings
 from lada_protocol.plan import StudyPlan, parse_plan
-from lada_secure.check.running import Found, fine, warn
+from lada_secure.check.running import Found, fault, fine, warn
 from lada_secure.errors import ParameterError, PeerError
 from lada_secure.storage.disk_trial import try_disk
 from lada_secure.storage.identity_folder import IdentityFolder
@@ -56,9 +56,18 @@ def check_writable(folder: Path, *, key: str) -> None:
         )
 
 
-def roster_found(roster: Roster, *, pinned: bool) -> Found:
-    """Who takes part. pinned: whether it is the roster whose hash this party has agreed on."""
+def roster_found(roster: Roster, *, pinned: bool, min_cohort: int = 0) -> Found:
+    """Who takes part.
+
+    Args: pinned: whether it is the roster whose hash this party has agreed on. min_cohort: of how
+        many sites this party asks a study to be.
+    """
     sites = ", ".join(one.id for one in roster.sites)
+    if len(roster.sites) < min_cohort:
+        return fault(
+            f"min_cohort is {min_cohort}, and the roster has {len(roster.sites)} sites, so that no "
+            f"plan could be accepted: {sites}. Lower min_cohort, or take part with more sites"
+        )
     how = "as pinned" if pinned else "compare it with the other parties"
     return fine(
         f"{len(roster.parties)} parties: coordinator {roster.coordinator.id}, auditor "

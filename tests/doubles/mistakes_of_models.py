@@ -419,13 +419,6 @@ PLANS = (
         spoil=keys(POLICY, target_delta=1e-7),
     ),
     Mistake(
-        name="fewer sites in a sum than the policy asks for",
-        command=OF_SITE_WITH_PLAN,
-        check="plan.policy",
-        says="min_cohort is 3, the policy asks for 5",
-        spoil=keys(POLICY, min_cohort=5),
-    ),
-    Mistake(
         name="a batch that does not hold one person",
         command=OF_SITE_WITH_PLAN,
         check="plan.sizes",

@@ -34,6 +34,28 @@ def _linked_state(study: Study) -> None:
 
 VALUES = (
     Mistake(
+        name="a policy that asks for more sites than there are",
+        command=OF_SITE,
+        check="roster",
+        says="min_cohort is 9, and the roster has 3 sites",
+        spoil=keys(POLICY, min_cohort=9),
+    ),
+    Mistake(
+        name="an auditor who asks for more sites than there are",
+        command=OF_AUDITOR,
+        check="roster",
+        says="min_cohort is 9, and the roster has 3 sites",
+        spoil=keys(AUDITOR, min_cohort=9),
+    ),
+    Mistake(
+        name="a budget in all that is below that of one study",
+        command=OF_SITE,
+        check="policy",
+        says="epsilon_cap_total 1 is below epsilon_cap_per_study 4",
+        level="warning",
+        spoil=keys(POLICY, epsilon_cap_total=1.0),
+    ),
+    Mistake(
         name="a coordinator at port 0",
         command=OF_SITE,
         check="settings",

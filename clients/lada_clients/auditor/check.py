@@ -97,7 +97,8 @@ class AuditorChecks:
             yield found
 
     def _roster(self) -> Iterator[Found]:
-        yield roster_found(self.roster, pinned=True)
+        cohort = self.settings.min_cohort
+        yield roster_found(self.roster, pinned=True, min_cohort=cohort)
 
     def _identity(self) -> Iterator[Found]:
         # Where the roster has a fault of its own, the keys are looked at for themselves.

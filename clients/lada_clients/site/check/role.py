@@ -107,6 +107,12 @@ class SiteChecks:
             f"{policy.target_delta:g}",
             population=policy.population,
         )
+        if policy.epsilon_cap_total < policy.epsilon_cap_per_study:
+            yield warn(
+                f"epsilon_cap_total {policy.epsilon_cap_total:g} is below epsilon_cap_per_study "
+                f"{policy.epsilon_cap_per_study:g}, so the total alone bounds a study; say which "
+                "is meant"
+            )
 
     def _state(self) -> Iterator[Found]:
         yield state_found(self._read.settings, role=_NAME)
@@ -115,7 +121,8 @@ class SiteChecks:
         yield disk_found(self._read.settings, work=self._read.settings.work)
 
     def _roster(self) -> Iterator[Found]:
-        yield roster_found(self._read.roster, pinned=True)
+        policy = self._read.policy
+        yield roster_found(self._read.roster, pinned=True, min_cohort=policy.min_cohort)
 
     def _identity(self) -> Iterator[Found]:
         # Where the roster has a fault of its own, the keys are looked at for themselves.
