@@ -6,6 +6,7 @@ traceback is for defects only.
 
 from __future__ import annotations
 
+import errno
 import json
 import logging
 import signal
@@ -91,8 +92,8 @@ def main() -> None:
     except OSError as error:
         # A screen that is full, a folder that may not be entered, a name too long: no defect.
         LOG.debug("", exc_info=error)
-        what = "standard output" if error.filename is None else error.filename
-        _end(TransportError(f"{what}: {error.strerror or error}"))
+        screen = "standard output" if error.errno == errno.ENOSPC else type(error).__name__
+        _end(TransportError(f"{error.filename or screen}: {error.strerror or error}"))
 
 
 def _end(error: LadaError) -> NoReturn:

@@ -33,8 +33,6 @@ REASONS: Final[Mapping[str, str]] = {
     "`a`; which value counts is unclear",
     "value-unreadable": "the value cannot be written as text, as a date behind the year 9999 or in "
     "an unknown time zone",
-    "formula-without-result": "a cell is a formula and the file has no result of it; open it in a "
-    "spreadsheet program and save it again",
     "cell-empty": "a cell that is needed is empty; bytes that are no text count as empty",
     "list-of-objects": "the cell is a list of objects; name a path in it, as note.0.text",
     "cell-looks-missing": "the text is a word for a missing value, or an error of a spreadsheet",
