@@ -6,14 +6,15 @@ traceback is for defects only.
 
 from __future__ import annotations
 
-import errno
 import json
 import logging
+import os
 import signal
 import sys
+import traceback
 import warnings
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib.metadata import entry_points
 from typing import Annotated, NoReturn, TypeAlias
 
@@ -92,16 +93,34 @@ def main() -> None:
     except OSError as error:
         # A screen that is full, a folder that may not be entered, a name too long: no defect.
         LOG.debug("", exc_info=error)
-        screen = "standard output" if error.errno == errno.ENOSPC else type(error).__name__
-        _end(TransportError(f"{error.filename or screen}: {error.strerror or error}"))
+        what = error.filename or ("standard output" if _is_of_screen(error) else "")
+        _end(TransportError(f"{what}{': ' if what else ''}{error.strerror or error}"))
+
+
+def _is_of_screen(error: OSError) -> bool:
+    """Whether it was raised while something was printed; any other file may lack its name too."""
+    *_, (frame, _) = traceback.walk_tb(error.__traceback__)
+    return str(frame.f_globals.get("__name__")).partition(".")[0] in ("typer", "click", "rich")
 
 
 def _end(error: LadaError) -> NoReturn:
     # Imported here: settings and formats are for commands that run.
     from lada_secure.logs import tell_failure
 
-    if not tell_failure(error):
-        Console(stderr=True, soft_wrap=True).print(
-            f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
-        )
+    # Where even this cannot be written, the exit status still says it; rich ends by itself there.
+    with suppress(OSError, SystemExit):
+        if not tell_failure(error):
+            Console(stderr=True, soft_wrap=True).print(
+                f"error ({error.code}): {error}", style="bold red", markup=False, highlight=False
+            )
+    _give_up_unwritten()
     sys.exit(error.exit_status)
+
+
+def _give_up_unwritten() -> None:
+    """Else the interpreter tries once more when it ends, complains, and makes the status 120."""
+    for stream in filter(None, (sys.stdout, sys.stderr)):
+        try:
+            stream.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())

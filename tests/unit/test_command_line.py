@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import time
+import warnings
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from checked_run import change_toml
 from lada_lab.mock.layout import RunLayout
 from lada_lab.mock.preparation import settings_tables
 from lada_lab.mock.presets import preset_for
+from lada_secure import cli
 
 LADA = Path(sys.executable).with_name("lada")
 
@@ -59,6 +61,7 @@ def test_help_names_every_group_and_the_first_command(tmp_path: Path) -> None:
             "lada data import c.csv --mapping m.toml --out o > /dev/full",
             "standard output: No space",
         ),
+        ("lada data map --help > /dev/full", "standard output: No space"),
         ("lada init site x <&-", "missing; name them"),
         ("mkfifo p.parquet; lada data import p.parquet --mapping m.toml --out o", "a regular file"),
         (f"lada data import c.csv --mapping m.toml --out {'x' * 300}", "File name too long"),
@@ -75,7 +78,8 @@ def test_what_the_system_refuses_is_one_message(command: str, told: str, tmp_pat
     done = subprocess.run(
         ["bash", "-c", command.replace("lada", str(LADA))],
         cwd=tmp_path,
-        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200"},
+        # Unbuffered, nothing would be left to fail when the interpreter ends.
+        env={**os.environ, "NO_COLOR": "1", "COLUMNS": "200", "PYTHONUNBUFFERED": ""},
         capture_output=True,
         text=True,
         timeout=120,
@@ -83,7 +87,37 @@ def test_what_the_system_refuses_is_one_message(command: str, told: str, tmp_pat
     )
     assert done.returncode in (1, 2)
     assert "Traceback" not in done.stderr
+    assert "Exception ignored" not in done.stderr
     assert told in done.stderr
+
+
+@pytest.mark.parametrize("screen", ["2> /dev/full", "2>&1 | head -0", "2>&-"])
+def test_where_no_message_can_be_written_the_status_still_says_it(
+    screen: str, tmp_path: Path
+) -> None:
+    command = f"set -o pipefail; {LADA} data import nix.csv --mapping m.toml --out o {screen}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONUNBUFFERED": ""},
+        capture_output=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 2
+
+
+def test_an_error_of_the_system_names_standard_output_only_where_it_is_meant(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails() -> None:
+        raise OSError("no such tokenizer")
+
+    monkeypatch.setattr(cli, "build_app", lambda: fails)
+    with pytest.raises(SystemExit) as ended, warnings.catch_warnings():
+        cli.main()
+    assert ended.value.code == 1
+    assert capsys.readouterr().err == "error (transport): no such tokenizer\n"
 
 
 def test_help_does_not_load_torch(tmp_path: Path) -> None:

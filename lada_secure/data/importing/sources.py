@@ -35,15 +35,18 @@ LOOKED_AT: Final = 1000
 def kind_of(source: str, settings: SourceSettings) -> Kind:
     """The kind of a source: as the mapping says, a database by its address, or by the file's name.
 
-    Raises: ParameterError: none of them.
+    Raises: ParameterError: none of them, or it may not be looked at.
     """
     if is_database(source):
         return "sql"
     path = Path(source)
     if settings.kind is not None:
         return settings.kind
-    if path.is_dir():
-        return "dataset"
+    try:
+        if path.is_dir():
+            return "dataset"
+    except OSError as error:
+        raise ParameterError(f"cannot read {path}: {error.strerror}") from error
     kind = _KINDS.get(path.suffix.lower())
     if kind is None:
         raise ParameterError(

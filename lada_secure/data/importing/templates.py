@@ -17,7 +17,7 @@ from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, Final
 
-from jinja2 import StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
+from jinja2 import Environment, StrictUndefined, TemplateError, Undefined, UndefinedError, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from lada_secure.data.importing.rows import ListOfObjects
@@ -242,11 +242,12 @@ class RowTemplate:
             self.columns = tuple(sorted(_columns(parsed, text)))
             self.needed = _needed(parsed)
             self.filters = frozenset(one.name for one in parsed.find_all(nodes.Filter))
+            # Before it is compiled, which folds constants: a list in them would be seen no more.
+            _check_calls(parsed, environment)
             self._template = environment.from_string(parsed)
-            _check_calls(parsed, environment.filters)
         except (SyntaxError, RecursionError) as error:
             raise ParameterError("template: nested too deep; say it in fewer steps") from error
-        except TemplateError as error:
+        except (TemplateError, ValueError) as error:
             raise ParameterError(f"template: {error}{_odd_name(text)}") from error
 
     def fill(self, cells: Mapping[str, str | None]) -> str:
@@ -330,18 +331,28 @@ def _needed(node: nodes.Node) -> frozenset[str]:
     return frozenset().union(*map(_needed, node.iter_child_nodes()))
 
 
-def _check_calls(parsed: nodes.Template, filters: Mapping[str, Any]) -> None:
-    """Raises: ParameterError: arguments that a filter does not take, or a list that is shown."""
-    for node in parsed.find_all(nodes.Filter):
+def _check_calls(parsed: nodes.Template, environment: Environment) -> None:
+    """Raises: ParameterError: arguments that a filter or test does not take, or a list is shown."""
+    compared = {id(one.expr) for one in parsed.find_all(nodes.Operand) if one.op in _MEMBERSHIP}
+    for node in parsed.find_all((nodes.Filter, nodes.Test)):
+        is_filter = isinstance(node, nodes.Filter)
+        what = "filter" if is_filter else "test"
+        known: Mapping[str, Any] = environment.filters if is_filter else environment.tests
+        if node.name not in known:
+            # jinja2 says so itself.
+            continue
         named = {str(one.key): one.value for one in node.kwargs}
         try:
-            inspect.signature(filters[node.name]).bind(node.node, *node.args, **named)
+            if node.dyn_args or node.dyn_kwargs or len(named) < len(node.kwargs):
+                raise TypeError("stars, or one name twice")
+            inspect.signature(known[node.name]).bind(node.node, *node.args, **named)
         except TypeError as error:
             raise ParameterError(
-                f"template, line {node.lineno}: the filter {node.name} does not take these "
+                f"template, line {node.lineno}: the {what} {node.name} does not take these "
                 f"arguments: {error}"
             ) from error
-    compared = {id(one.expr) for one in parsed.find_all(nodes.Operand) if one.op in _MEMBERSHIP}
+        if not is_filter and node.name == "in":
+            compared |= set(map(id, node.args))
     for listed in parsed.find_all((nodes.List, nodes.Tuple)):
         if id(listed) not in compared:
             raise ParameterError(

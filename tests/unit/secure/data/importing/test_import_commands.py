@@ -174,3 +174,11 @@ def test_a_mapping_that_is_called_like_a_salt_is_refused() -> None:
     done = lada("import", "c.csv", "--mapping", "m.salt", "--out", "o")
     assert status(done) == 2
     assert "is called like a salt" in str(done.exception)
+
+
+@pytest.mark.usefixtures("folder")
+def test_a_source_that_cannot_be_looked_at_is_the_callers_mistake() -> None:
+    for command in (("import", "--mapping", "m.toml", "--out", "o"), ("map",)):
+        done = lada(command[0], "x" * 300 + ".csv", *command[1:])
+        assert status(done) == 2
+        assert "File name too long" in str(done.exception)

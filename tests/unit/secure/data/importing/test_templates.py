@@ -31,6 +31,7 @@ from lada_secure.errors import ParameterError
         ("{{ a | reference }}", {"a": "http://kis/fhir/Patient/14/_history/2"}, "Patient/14"),
         ("{{ a | reference }}", {"a": "urn:uuid:0-1"}, "urn:uuid:0-1"),
         ("{{ a | striptags }}", {"a": "<b>x</b>"}, "x"),
+        ("{{ 1 if a is in ['x', b] else 0 }}", {"a": "y", "b": "y"}, "1"),
     ],
 )
 def test_a_template_is_filled(text: str, cells: dict[str, str | None], filled: str) -> None:
@@ -77,6 +78,13 @@ def test_a_template_is_filled(text: str, cells: dict[str, str | None], filled: s
         "{{ a | trim(side='left') }}",
         "{{ (a, b) }}",
         "{{ [a, b] | default('x') }}",
+        "{{ a | default(['x', 'y']) }}",
+        "{% if a is eq ['x'] %}x{% endif %}",
+        "{{ a | date(form='%d', form='%m') }}",
+        "{{ a | default(*b) }}",
+        "{% if a is eq %}x{% endif %}",
+        "{% if a is defined(3) %}x{% endif %}",
+        "{{ " + "9" * 5_000 + " }}",
         "{% if a in [(b, c)] %}x{% endif %}",
         "x" * 10_000,
     ],
