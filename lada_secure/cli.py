@@ -75,9 +75,9 @@ def resumable() -> Iterator[None]:
 
 
 def main() -> None:
-    """Entry point of the console script.
+    """The command. Exit status: 0 done, 1 failed run, 2 caller's mistake, 130 stopped by Ctrl-C.
 
-    Exit status: 0 done, 1 failed run, 2 caller's mistake, 130 stopped by Ctrl-C.
+    Raises: KeyboardInterrupt: before a command has begun; see `lada_secure.entry`.
     """
     # Of libraries; what this project has to say is logged or printed.
     if not sys.warnoptions:
@@ -87,9 +87,6 @@ def main() -> None:
         build_app()()
     except LadaError as error:
         _end(error)
-    except KeyboardInterrupt:
-        # Before a command has begun: its packages are still being loaded.
-        sys.exit(128 + signal.SIGINT)
     except OSError as error:
         # A screen that is full, a folder that may not be entered, a name too long: no defect.
         LOG.debug("", exc_info=error)

@@ -120,6 +120,18 @@ def test_an_error_of_the_system_names_standard_output_only_where_it_is_meant(
     assert capsys.readouterr().err == "error (transport): no such tokenizer\n"
 
 
+def test_ctrl_c_while_packages_are_loaded_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt\n", encoding="utf-8")
+    code = (
+        f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+        "from lada_secure.entry import main\nmain()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert (done.returncode, done.stderr) == (130, "stopped\n")
+
+
 def test_help_does_not_load_torch(tmp_path: Path) -> None:
     code = (
         "import sys\nfrom lada_secure.cli import build_app\nimport typer\n"
