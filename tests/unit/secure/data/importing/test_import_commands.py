@@ -182,3 +182,13 @@ def test_a_source_that_cannot_be_looked_at_is_the_callers_mistake() -> None:
         done = lada(command[0], "x" * 300 + ".csv", *command[1:])
         assert status(done) == 2
         assert "File name too long" in str(done.exception)
+
+
+def test_a_mapping_that_is_proposed_for_choices_in_lines_imports_them(folder: Path) -> None:
+    rows = "".join(f'{n},p{n},Is it {n}?,"yes\nno\nnever",no\n' for n in range(4))
+    (folder / "lines.csv").write_text(f"case,patient,question,options,answer\n{rows}", "utf-8")
+    assert status(lada("map", "lines.csv", "--out", "lines.toml")) == 0
+    assert 'separator = "\\n"' in (folder / "lines.toml").read_text("utf-8")
+    done = lada("import", "lines.csv", "--mapping", "lines.toml", "--out", "o", "--json")
+    assert status(done) == 0
+    assert json.loads(done.stdout)["rejected"] == 0
