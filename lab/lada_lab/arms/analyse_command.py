@@ -33,6 +33,9 @@ def analyse(
         typer.Option("--settings", help="Show what was tried, best first, and compare nothing."),
     ] = False,
     plot: Annotated[Path | None, typer.Option(help="Also draw the differences as SVG.")] = None,
+    markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print the tables for a page, nothing else.")
+    ] = False,
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, nothing else.")
     ] = False,
@@ -58,12 +61,16 @@ def analyse(
         write_atomically(plot, difference_plot(report).encode("utf-8"))
     if as_json:
         typer.echo(json.dumps(report, indent=2, sort_keys=True))
-    elif settings:
-        from lada_lab.arms.analysis_report import settings_table
+        return
+    from lada_lab.arms.analysis_report import markdown_text, settings_table, tables
 
-        _show_tables([settings_table(report)])
-    else:
-        _show(report)
+    found = [settings_table(report)] if settings else tables(report)
+    if markdown:
+        typer.echo(markdown_text(found))
+        return
+    _show_tables(found)
+    if not settings:
+        _explain(report)
 
 
 def _show_tables(tables: Sequence[TextTable]) -> None:
@@ -81,12 +88,9 @@ def _show_tables(tables: Sequence[TextTable]) -> None:
         console.print(table)
 
 
-def _show(report: dict[str, Any]) -> None:
+def _explain(report: dict[str, Any]) -> None:
     from rich.console import Console
 
-    from lada_lab.arms.analysis_report import tables
-
-    _show_tables(tables(report))
     hours = report["machine_hours"]
     Console(width=_WIDTH).print(
         f"Superior: interval above {100 * report['margin']:g} points and p <= {report['alpha']:g} "

@@ -29,6 +29,7 @@ TextTable: TypeAlias = tuple[str, tuple[str, ...], list[tuple[str, ...]]]
 
 # Trained on private records alone: what a site has without the federation.
 ALONE = "no-pool"
+_LEAST_P = 0.001
 
 
 def analyse(
@@ -142,12 +143,21 @@ def _group_json(
             if worlds
         },
         "comparisons": [_comparison_json(one) for one in compared],
+        "over_alone": _over_alone(group, ours),
         "harmed": {
             name: _estimate_json(share_harmed(group.differences(name, ALONE)[1], harm=harm))
             for name in (ours, *there)
             if name != ALONE and {name, ALONE} <= set(group.values)
         },
     }
+
+
+def _over_alone(group: RunGroup, ours: str) -> dict[str, Any] | None:
+    """How far `ours` is ahead of private records alone: said of every group, and never tested."""
+    if ours == ALONE or not {ours, ALONE} <= set(group.values):
+        return None
+    seeds, values = group.differences(ours, ALONE)
+    return {"worlds": len(seeds), **_estimate_json(estimate(values))} if seeds else None
 
 
 def _comparison_json(one: Comparison) -> dict[str, Any]:
@@ -217,6 +227,16 @@ def tables(report: Mapping[str, Any]) -> list[TextTable]:
     return found
 
 
+def markdown_text(found: Sequence[TextTable]) -> str:
+    """Tables as a page has them, each below its title."""
+    texts = []
+    for title, head, rows in found:
+        lines = [head, ("---",) * len(head), *rows]
+        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        texts.append(f"**{title}**\n\n{table}")
+    return "\n\n".join(texts)
+
+
 def settings_table(report: Mapping[str, Any]) -> TextTable:
     """Every condition at every setting that was tried; no rows where nothing varies."""
     tried = report["settings"]
@@ -262,12 +282,15 @@ def _comparison_table(report: Mapping[str, Any], group: Mapping[str, Any]) -> Te
                 str(one["worlds"]),
                 _percent(accuracy["mean"]),
                 _points(one),
-                "" if one["p_holm"] is None else f"{one['p_holm']:.3f}",
+                _p(one["p_holm"]),
                 one["decision"],
                 "" if worst is None else f"{100 * worst['difference']:+.1f}",
                 _harmed(group, rival),
             )
         )
+    if group["over_alone"] is not None and ALONE not in report["rivals"]:
+        found, accuracy = group["over_alone"], _percent(group["accuracy"][ALONE]["mean"])
+        rows.append((ALONE, str(found["worlds"]), accuracy, _points(found), "", "", "", ""))
     for name in report["not_private"]:
         if name in group["accuracy"] and name not in (ours, *report["rivals"]):
             bound = group["accuracy"][name]
@@ -309,6 +332,12 @@ def _epsilon(found: Mapping[str, Any]) -> str:
 
 def _percent(share: float | None) -> str:
     return "" if share is None else f"{share:.1%}"
+
+
+def _p(found: float | None) -> str:
+    if found is None:
+        return ""
+    return f"{found:.3f}" if found >= _LEAST_P else f"< {_LEAST_P}"
 
 
 def _points(found: Mapping[str, Any]) -> str:

@@ -73,6 +73,37 @@ def test_the_json_has_everything_and_is_the_same_again(file: Path) -> None:
     assert analyse(*wanted) == text
 
 
+def test_a_page_gets_the_same_tables(file: Path) -> None:
+    wanted = (file, "--rivals", "random", "--margin", "3", "--harm", "-2")
+    lines = analyse(*wanted, "--markdown").splitlines()
+    assert lines[0] == "**lada-secure at epsilon 8**"
+    head, _, ours, rival, alone = (
+        [cell.strip() for cell in line.strip("|").split("|")] for line in lines[2:7]
+    )
+    (group,) = json.loads(analyse(*wanted, "--json"))["groups"]
+    assert [ours[0], rival[0], alone[0]] == ["lada-secure", "random", "no-pool"]
+    (told,) = group["comparisons"]
+    behind = head.index("behind by, 95%")
+    assert rival[behind].startswith(f"{100 * told['mean']:+.1f} [")
+    assert rival[head.index("p")] == f"{told['p_holm']:.3f}"
+    # Nothing is decided about a site's own records, and so nothing is corrected for them.
+    assert alone[behind].startswith(f"{100 * group['over_alone']['mean']:+.1f} [")
+    assert alone[head.index("p")] == ""
+    assert analyse(file, "--settings", "--markdown").startswith("**Settings tried**")
+
+
+def test_a_p_of_nothing_is_not_said(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text(
+        csv_text(
+            made_up_run(name, seed, [share + seed % 2 / 100] * 3)
+            for seed in range(100, 112)
+            for name, share in (("lada-secure", 0.8), ("random", 0.2))
+        )
+    )
+    assert "| < 0.001 | superior |" in analyse(path, "--markdown")
+
+
 def test_tables_fit_a_hundred_columns(tmp_path: Path) -> None:
     path = tmp_path / "grid.csv"
     grid = [*runs("0"), *runs("0.5")]

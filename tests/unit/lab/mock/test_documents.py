@@ -19,9 +19,17 @@ from lada_secure.cli import build_app
 from lada_server.settings import ServerSettings, StudySettings
 
 ROOT = Path(__file__).parents[4]
+ROOMS = ("lada_secure", "protocol", "clients", "server", "lab", "deploy", "tests")
 DOCUMENTS = sorted(
-    [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), *ROOT.glob("protocol/*.md")]
+    [
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(page for room in ROOMS for page in (ROOT / room).rglob("*.md")),
+    ]
 )
+# Decisions and changes speak of the tree as it was then.
+OF_TODAY = [page for page in DOCUMENTS if "adr" not in page.parts and page.stem != "CHANGELOG"]
+PLACE = re.compile(rf"`((?:{'|'.join(ROOMS)}|docs)/[\w./-]*[a-z/])`")
 FENCE = re.compile(r"^```[^\n]*\n(.*?)^```", re.MULTILINE | re.DOTALL)
 COMMAND = re.compile(r"^(?:\$ )?(?:\.venv/bin/)?lada ([^\n]+)$", re.MULTILINE)
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#([^)\s]+))?\)")
@@ -78,6 +86,12 @@ def test_links_between_documents_lead_somewhere(page: Path) -> None:
                 for heading in headings
             }
             assert anchor in anchors, f"{page.name} links to {target}#{anchor}"
+
+
+@pytest.mark.parametrize("page", OF_TODAY, ids=lambda page: str(page.relative_to(ROOT)))
+def test_files_and_folders_that_a_page_names_are_there(page: Path) -> None:
+    named = PLACE.findall(page.read_text(encoding="utf-8"))
+    assert [place for place in named if not (ROOT / place).exists()] == []
 
 
 def test_every_decision_is_in_the_list() -> None:
