@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from functools import cache
@@ -47,3 +48,17 @@ def test_the_readme_has_accuracies_and_leads_at_epsilon_8() -> None:
     assert [one.replace("| |", "|  |").removesuffix(" |") for one in rows] == [
         one.removesuffix(" | ") for one in told
     ]
+
+
+def test_the_page_says_what_each_part_is_worth() -> None:
+    files = [str(RESULTS / "data" / name) for name in ("final-harm.csv", "parts-harm.csv")]
+    done = CliRunner().invoke(app, ["analyse", *files, "--rivals", "mass-valuation", "--json"])
+    page = (RESULTS / "allocation.md").read_text("utf-8")
+    worths = [one for one in json.loads(done.stdout)["parts"] if one["epsilon"] == 8.0]
+    assert {one["part"] for one in worths} >= {"both judges", "data valuation", "replay"}
+    for one in worths:
+        points = [f"{100 * share:+.1f}" for share in (one["mean"], *one["interval"])]
+        told = "{} [{}, {}]".format(*points)
+        assert re.search(
+            rf"^\| {one['part']} \|.* {one['worlds']} \| {re.escape(told)} \|", page, re.MULTILINE
+        ), one["part"]
