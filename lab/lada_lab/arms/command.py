@@ -125,7 +125,11 @@ def allocation(
 
 
 def _provenance() -> dict[str, Any]:
-    """What somebody needs who wants to run it again, and to know what it ran on."""
+    """What somebody needs who wants to run it again, and to know what it ran on.
+
+    Without folders of this machine: such a file is there to be published.
+    """
+    import re
     import shlex
     import sys
     from importlib.metadata import version
@@ -133,8 +137,9 @@ def _provenance() -> dict[str, Any]:
     from lada_lab.machine import machine
 
     cores, platform, python = machine()
+    words = [re.sub(r"(^|=)/.*/", r"\1", word) for word in sys.argv[1:]]
     return {
-        "command": shlex.join(["lada", *sys.argv[1:]]),
+        "command": shlex.join(["lada", *words]),
         "version": version("lada-secure"),
         "machine": {
             "cores": cores,

@@ -53,7 +53,8 @@ def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
     small_settings: LabSettings, cache: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # What the shell would have handed over; the runner below does not set it.
-    monkeypatch.setattr(sys, "argv", ["/usr/bin/lada", "bench", "allocation", "--csv", "a b.csv"])
+    words = ["bench", "allocation", "--csv", "/home/ana/a b.csv", "--plot=/home/ana/a.svg"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/lada", *words])
     done = CliRunner().invoke(
         app,
         [
@@ -71,7 +72,7 @@ def test_the_json_answers_with_means_per_condition_and_the_files_are_written(
     assert report["settings"]["world"]["pool"] == small_settings.world.pool
     assert report["settings"]["plan"]["allocation"]["quota"] == 3
     assert report["machine"]["cores"] >= 1
-    assert report["command"] == "lada bench allocation --csv 'a b.csv'"
+    assert report["command"] == "lada bench allocation --csv 'a b.csv' --plot=a.svg"
     assert "round 1 done" in done.stderr
     assert (tmp_path / "runs.csv").read_text().startswith("condition,epsilon,seed,draw,site")
     assert "<svg" in (tmp_path / "plot.svg").read_text()
